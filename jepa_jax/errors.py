@@ -1,0 +1,19 @@
+"""The ways a command ends that are not success, each with its exit code."""
+
+
+class UserError(Exception):
+    """A mistake in the user's input: one line that names the field or file, its value, the fix."""
+
+    exit_code = 2
+
+
+class StoppedRunError(Exception):
+    """The run can't go on: a non-finite loss, or data that can't be read."""
+
+    exit_code = 3
+
+
+class PreemptedError(Exception):
+    """The machine asked for its resources back; the same command resumes the run."""
+
+    exit_code = 75

@@ -1,0 +1,1 @@
+"""What frozen features are worth: extraction, k-NN and linear probes, pictures."""

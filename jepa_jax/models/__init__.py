@@ -1,0 +1,1 @@
+"""Linen modules: the vision transformer that encodes, and the predictor."""

@@ -1,0 +1,88 @@
+"""The encoder: a vision transformer that embeds only the patches it is asked for."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from jepa_jax.config import Config
+from jepa_jax.models.patches import gather_tokens, patchify
+from jepa_jax.models.positions import interpolate_positions, sincos_positions
+from jepa_jax.models.transformer import Transformer, kernel_init
+
+
+class VisionTransformer(nn.Module):
+    """Vision transformer without class token, with fixed positions (Assran et al., 2023)."""
+
+    grid: tuple[int, int]  # rows and columns of patches that the model is trained at
+    patch_size: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    drop_path_rate: float = 0.0
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    scan_layers: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "B H W C"],
+        index: Int[Array, "B K"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B K D"]:
+        """Encodes the patches at `index` (all if None), which attend to each other alone.
+
+        Args:
+          images: normalised pixels; H and W multiples of the patch size. At another size than the
+            model was trained at, the position table is interpolated.
+          index: raster-order patch indices, sorted and unique within an image.
+          deterministic: no stochastic depth; otherwise the stream "drop_path" is needed.
+
+        Returns:
+          Tokens after the last LayerNorm, in `dtype`.
+        """
+        positions = interpolate_positions(
+            sincos_positions(self.grid, self.embed_dim),
+            self.grid,
+            (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size),
+        )  # [N, D]
+        patches = patchify(images, self.patch_size)  # [B, N, p * p * C]
+        if index is not None:
+            # Pixels need no gradient, so gathering them first leaves no scatter to the backward.
+            patches = gather_tokens(patches, index)  # [B, K, p * p * C]
+            positions = positions[index]  # [B, K, D]
+        x = nn.Dense(
+            self.embed_dim, dtype=self.dtype, kernel_init=kernel_init, name="patch_embed"
+        )(patches)
+        x = x + positions.astype(self.dtype)  # [B, K, D]
+        return Transformer(
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            drop_path_rate=self.drop_path_rate,
+            dtype=self.dtype,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
+            name="transformer",
+        )(x, deterministic=deterministic)
+
+
+def make_encoder(config: Config) -> VisionTransformer:
+    """The encoder that a run's configuration describes."""
+    model = config.model
+    return VisionTransformer(
+        grid=config.grid,
+        patch_size=model.patch_size,
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        num_heads=model.num_heads,
+        mlp_ratio=model.mlp_ratio,
+        drop_path_rate=model.drop_path_rate,
+        dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
+        scan_layers=model.scan_layers,
+    )

@@ -1,0 +1,1 @@
+"""Optimisation: schedules, optimizer, moving average, the jitted step, checkpoints, the loop."""

@@ -1,0 +1,51 @@
+"""Shared fixtures: a tiny configuration, and eight virtual devices."""
+
+import os
+
+# Before JAX starts. Multi-device tests use all eight; the others only the first.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import importlib.util
+import pathlib
+
+import jax
+import ml_collections
+import pytest
+from jax.sharding import AxisType
+from jaxtyping import install_import_hook
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+
+# Shapes and types of annotated functions are checked at each call while the tests run.
+install_import_hook("jepa_jax", "beartype.beartype")
+
+def load_config_file(name: str) -> ml_collections.ConfigDict:
+    """`get_config()` of a file in configs/."""
+    path = REPOSITORY / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"configs_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+@pytest.fixture
+def tiny() -> ml_collections.ConfigDict:
+    """A run of seconds: two blocks of width 16 on the bundled images, 16 images a step."""
+    config = load_config_file("fashion_mnist")
+    config.epochs = 1
+    config.batch_size = 16
+    config.model.update({"patch_size": 7, "embed_dim": 16, "depth": 2, "num_heads": 2})
+    config.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 2})
+    config.masks.update({"context_tokens": 4, "num_targets": 2, "target_scale": (0.15, 0.3)})
+    return config
+
+
+@pytest.fixture(scope="session")
+def one_device() -> jax.sharding.Mesh:
+    return jax.make_mesh(
+        (1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3,
+        devices=jax.devices()[:1],
+    )

@@ -1,0 +1,189 @@
+"""Six recorded training steps of the published PyTorch code, taken again by ours.
+
+Another recording is put through the same test by naming its folder in JEPA_TRACE_DIR. Run with `-s`
+to see the largest deviations.
+"""
+
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import load_config_file
+from reference_trace import Trace, encoder_to_ours, predictor_to_ours
+
+from jepa_jax.config import resolve
+from jepa_jax.models.positions import sincos_positions
+from jepa_jax.models.predictor import make_predictor
+from jepa_jax.models.vision_transformer import make_encoder
+from jepa_jax.objectives.ijepa import make_objective, prediction_loss, target_tokens
+from jepa_jax.training.ema import get_target, replace_target
+from jepa_jax.training.optimizer import make_optimizer
+from jepa_jax.training.schedules import make_schedules
+from jepa_jax.training.step import create_state, make_train_step
+
+BUNDLED = pathlib.Path(__file__).parent / "data" / "reference_tiny"
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return Trace(pathlib.Path(os.environ.get("JEPA_TRACE_DIR") or BUNDLED))
+
+
+@pytest.fixture(scope="module")
+def config(trace):
+    """Our configuration of the recorded run, from its meta.json."""
+    meta = trace.meta
+    config = load_config_file("fashion_mnist")
+    config.epochs = meta["epochs"]
+    config.batch_size = meta["batch_size"]
+    config.data.image_size = (meta["image_size"], meta["image_size"])
+    config.model.patch_size = meta["patch_size"]
+    config.model.embed_dim = meta["embed_dim"]
+    config.model.depth = meta["depth"]
+    config.model.num_heads = meta["num_heads"]
+    config.model.mlp_ratio = meta["mlp_ratio"]
+    config.predictor.embed_dim = meta["predictor_embed_dim"]
+    config.predictor.depth = meta["predictor_depth"]
+    config.predictor.num_heads = meta["num_heads"]
+    config.masks.context_tokens = trace.arrays["step0/context_index"].shape[-1]
+    config.objective.loss = "smooth_l1"
+    config.optimizer.start_lr = meta["start_lr"]
+    config.optimizer.lr = meta["lr"]
+    config.optimizer.final_lr = meta["final_lr"]
+    config.optimizer.warmup_epochs = float(meta["warmup_epochs"])
+    config.optimizer.weight_decay = meta["weight_decay"]
+    config.optimizer.final_weight_decay = meta["final_weight_decay"]
+    config.optimizer.ipe_scale = meta["ipe_scale"]
+    config.ema.start_momentum, config.ema.final_momentum = meta["ema"]
+    return resolve(config)
+
+
+@pytest.fixture(scope="module")
+def start(trace):
+    """Parameters before step 0: ours, and of the target encoder."""
+    heads = trace.meta["num_heads"]
+    params = {
+        "encoder": encoder_to_ours(trace.start["encoder"], heads),
+        "predictor": predictor_to_ours(trace.start["predictor"], heads),
+    }
+    target = encoder_to_ours(trace.start["target_encoder"], heads)
+    return jax.tree.map(jnp.asarray, (params, target))
+
+
+def batch_of(trace, step):
+    names = ("image", "context_index", "target_index")
+    return {name: jnp.asarray(trace.arrays[f"step{step}/{name}"]) for name in names}
+
+
+@pytest.fixture(scope="module")
+def replay(trace, config, start, one_device):
+    """All recorded steps through the public train step: metrics per step, and the last state."""
+    objective = make_objective(config)
+    schedules = make_schedules(config, trace.meta["iterations_per_epoch"])
+    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
+    state = create_state(objective, optimizer, seed=config.seed, mesh=one_device)
+    params, target = jax.tree.map(jnp.copy, start)  # the step donates its state
+    assert jax.tree.structure(params) == jax.tree.structure(state.params)
+    state = state._replace(
+        params=params, optimizer_state=replace_target(state.optimizer_state, target)
+    )
+    train_step = make_train_step(
+        objective,
+        optimizer,
+        schedules,
+        state,
+        seed=config.seed,
+        accumulation_steps=1,
+        mesh=one_device,
+    )
+    metrics = []
+    for step in range(trace.meta["steps"]):
+        state, measured = train_step(state, batch_of(trace, step))
+        metrics.append(jax.device_get(measured))
+    return metrics, jax.device_get(state)
+
+
+def report(what, deviation, allowed):
+    print(f"\n{what}: largest deviation {deviation:.2e}, allowed {allowed:.0e}", end="")
+    assert deviation <= allowed
+
+
+def test_positions_equal_the_recorded_tables(trace, config):
+    for network, name in (("encoder", "pos_embed"), ("predictor", "predictor_pos_embed")):
+        recorded = trace.start[network][name][0]
+        report(name, np.abs(sincos_positions(config.grid, recorded.shape[1]) - recorded).max(), 1e-6)
+
+
+def test_outputs_of_all_three_networks_equal_the_recording(trace, config, start):
+    params, target = start
+    batch, arrays = batch_of(trace, 0), trace.arrays
+    encoder, predictor = make_encoder(config), make_predictor(config)
+    target_output = encoder.apply({"params": target}, batch["image"])
+    context = encoder.apply({"params": params["encoder"]}, batch["image"], batch["context_index"])
+    prediction = predictor.apply(
+        {"params": params["predictor"]}, context, batch["context_index"], batch["target_index"]
+    )
+    for name, ours in (
+        ("target_encoder_output", target_output),
+        ("target_normalised", target_tokens(target_output)),
+        ("context_encoder_output", context),
+        ("predictor_output", prediction),
+    ):
+        report(name, np.abs(ours - arrays[name]).max(), 1e-5)
+
+
+def test_both_losses_equal_the_recording(trace, config, start):
+    batch, arrays = batch_of(trace, 0), trace.arrays
+    index = batch["target_index"]
+    example = np.arange(len(index))[:, None, None]
+    targets = jnp.asarray(arrays["target_normalised"][example, index])
+    for kind, name in (("smooth_l1", "loss_smooth_l1"), ("l2", "loss_mse")):
+        recorded = arrays[f"step0/{name}"]
+        ours = prediction_loss(jnp.asarray(arrays["predictor_output"]), targets, kind)
+        report(name, abs(ours - recorded) / recorded, 1e-6)
+
+
+def test_gradients_of_step_0_equal_the_recording(trace, config, start):
+    params, target = start
+    objective = make_objective(config)
+    ours = jax.grad(objective.loss)(params, target, batch_of(trace, 0), jax.random.key(0))
+    heads = trace.meta["num_heads"]
+    recorded = {
+        "encoder": encoder_to_ours(trace.gradient("encoder"), heads),
+        "predictor": predictor_to_ours(trace.gradient("predictor"), heads),
+    }
+    deviation = jax.tree.map(lambda a, b: np.abs(a - b).max() / np.abs(b).max(), ours, recorded)
+    report("gradient / its scale", max(jax.tree.leaves(deviation)), 1e-5)
+
+
+def test_losses_of_all_steps_equal_the_recording(trace, replay):
+    recorded = [trace.arrays[f"step{i}/loss_smooth_l1"] for i in range(trace.meta["steps"])]
+    ours = [metrics["loss"] for metrics in replay[0]]
+    report("loss, relative", np.max(np.abs(np.array(ours) / recorded - 1)), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "momentum"])
+def test_schedules_equal_the_recording(trace, replay, name):
+    recorded = np.array([trace.arrays[f"step{i}/{name}"] for i in range(trace.meta["steps"])])
+    ours = np.array([metrics[name] for metrics in replay[0]], np.float64)
+    report(f"{name}, absolute", np.max(np.abs(ours - recorded)), 1e-7)
+
+
+def test_parameters_after_the_last_step_equal_the_recording(trace, replay):
+    heads, state = trace.meta["num_heads"], replay[1]
+    ours = {**state.params, "target_encoder": get_target(state.optimizer_state)}
+    to_ours = {
+        "encoder": encoder_to_ours,
+        "predictor": predictor_to_ours,
+        "target_encoder": encoder_to_ours,
+    }
+    for network, convert in to_ours.items():
+        before, after = (convert(part[network], heads) for part in (trace.start, trace.end))
+        deviation = jax.tree.map(lambda a, b: np.abs(a - b).max(), ours[network], after)
+        report(f"{network}, absolute", max(jax.tree.leaves(deviation)), 1e-5)
+        change = jax.tree.map(lambda a, b: np.abs(a - b).max(), after, before)
+        relative = jax.tree.map(lambda d, c: d / c, deviation, change)
+        report(f"{network}, share of its change", max(jax.tree.leaves(relative)), 2e-3)
