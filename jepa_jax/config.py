@@ -7,11 +7,9 @@ the field, its value and what is allowed. Nothing has been compiled or written b
 
 import dataclasses
 import difflib
-import types
+import math
 import typing
 from typing import Any, Literal
-
-import ml_collections
 
 from jepa_jax.errors import UserError
 
@@ -144,18 +142,19 @@ class Config:
 @dataclasses.dataclass(frozen=True)
 class ProbeConfig:
     protocol: Literal["knn", "linear"]
-    data: DataConfig | None  # None: the data that the checkpoint was trained on
+    data: dict  # fields of DataConfig that differ from what the checkpoint was trained on
     batch_size: int  # images per forward pass
     validation_fraction: float  # of the training images, to choose the hyper-parameter
     seed: int  # of the train / validation split
     controls: bool  # also probe the encoder at its random initialisation, and raw pixels
-    neighbors: tuple[int, ...]  # knn: values of k to choose from
-    inverse_regularization: tuple[float, ...]  # linear: values of scikit-learn's C to choose from
-    max_iterations: int  # linear: of L-BFGS
+    candidates: tuple[float, ...]  # to choose from; knn: k, linear: C, 1 / strength of the L2 term
 
 
-def resolve(config: ml_collections.ConfigDict) -> Config:
+def resolve(config: Any) -> Config:
     """Checks the configuration of a run.
+
+    Args:
+      config: a ConfigDict, or nested dictionaries.
 
     Raises:
       UserError: a field is unknown, missing, of the wrong type, or out of range.
@@ -166,10 +165,37 @@ def resolve(config: ml_collections.ConfigDict) -> Config:
     return resolved
 
 
+def resolve_probe(config: Any) -> ProbeConfig:
+    """Checks the configuration of a probe; see `resolve` for the errors."""
+    resolved = from_mapping(ProbeConfig, config)
+    if resolved.batch_size < 1:
+        raise UserError(f"config.batch_size = {resolved.batch_size}: must be at least 1")
+    if not 0 < resolved.validation_fraction < 1:
+        raise UserError(
+            f"config.validation_fraction = {resolved.validation_fraction}: must be between 0 and 1"
+        )
+    candidates = resolved.candidates
+    if not candidates or min(candidates) <= 0:
+        raise UserError(f"config.candidates = {candidates}: must be one or more values above 0")
+    if resolved.protocol == "knn" and any(k != int(k) for k in candidates):
+        raise UserError(f"config.candidates = {candidates}: must be whole numbers of neighbours")
+    return resolved
+
+
+def probe_data(probe: ProbeConfig, trained: Config) -> DataConfig:
+    """The data to probe on: the checkpoint's, with the probe's own fields put in.
+
+    Raises:
+      UserError: as `resolve`.
+    """
+    data = dataclasses.asdict(trained.data) | probe.data
+    return resolve(to_dict(trained) | {"data": data}).data
+
+
 def from_mapping(schema: type, mapping: Any, prefix: str = "config") -> Any:
     """Builds the dataclass `schema` from a (nested) mapping; see `resolve` for the errors."""
     if not hasattr(mapping, "keys"):
-        raise UserError(f"{prefix} = {mapping!r}: expected the fields of {schema.__name__}")
+        raise UserError(f"{prefix} = {_shown(mapping)}: expected the fields of {schema.__name__}")
     hints = typing.get_type_hints(schema)
     for name in mapping:
         if name not in hints:
@@ -205,21 +231,31 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         return from_mapping(hint, value, name)
     if origin is Literal:
         if value not in arguments:
-            raise UserError(f"{name} = {value!r}: must be one of {', '.join(map(str, arguments))}")
+            allowed = ", ".join(map(str, arguments))
+            raise UserError(f"{name} = {_shown(value)}: must be one of {allowed}")
         return value
-    if origin is types.UnionType:  # X | None
-        return None if value is None else _convert(arguments[0], value, name)
     if origin is tuple:
         length = None if arguments[-1] is Ellipsis else len(arguments)
         if not isinstance(value, list | tuple) or (length is not None and len(value) != length):
             kind = "a tuple" if length is None else f"{length} values"
-            raise UserError(f"{name} = {value!r}: must be {kind} of type {arguments[0].__name__}")
+            raise UserError(
+                f"{name} = {_shown(value)}: must be {kind} of type {arguments[0].__name__}"
+            )
         return tuple(_convert(arguments[0], item, f"{name}[{i}]") for i, item in enumerate(value))
+    if hint is dict and hasattr(value, "keys"):  # a ConfigDict is no dict
+        return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise UserError(f"{name} = {value!r}: must be of type {hint.__name__}")
+        raise UserError(f"{name} = {_shown(value)}: must be of type {hint.__name__}")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{name} = {value}: must be a finite number")
     return value
+
+
+def _shown(value: Any) -> str:
+    """`value` in one line, as errors are (the text of a ConfigDict has several)."""
+    return " ".join(repr(value).split())
 
 
 def _flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -295,8 +331,7 @@ def _check_shapes(config: Config) -> None:
             )
         if width % heads:
             raise UserError(
-                f"config.{part}.num_heads = {heads}: must divide "
-                f"config.{part}.embed_dim = {width}"
+                f"config.{part}.num_heads = {heads}: must divide config.{part}.embed_dim = {width}"
             )
     if config.batch_size % config.optimizer.accumulation_steps:
         raise UserError(

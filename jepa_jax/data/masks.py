@@ -83,7 +83,7 @@ class MaskSampler:
         return tf.reshape(flat, [-1, 1 + self.masks.num_targets, 2])
 
     def visible(self, corners: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
-        """bool [B, N]: patches in the context block and, unless overlap is allowed, in no target."""
+        """bool [B, N]: patches in the context block and, without `allow_overlap`, in no target."""
         row, column = np.divmod(np.arange(self.grid[0] * self.grid[1]), self.grid[1])  # [N]
         offset = np.stack([row, column], axis=1) - corners[:, :, None]  # [B, 1 + M, N, 2]
         inside = tf.reduce_all((offset >= 0) & (offset < sizes[:, None]), axis=-1)  # [B, 1 + M, N]
@@ -118,7 +118,7 @@ class MaskSampler:
             return draw + 1, corners, found | enough(new)
 
         _, corners, found = tf.while_loop(
-            lambda draw, corners, found: ~tf.reduce_all(found) & (draw < MAX_DRAWS),
+            lambda draw, _, found: ~tf.reduce_all(found) & (draw < MAX_DRAWS),
             redraw,
             (tf.constant(1), corners, enough(corners)),
         )

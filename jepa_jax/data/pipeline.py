@@ -68,9 +68,11 @@ def train_batches(
         try:
             batch = next(iterator)
         except tf.errors.OpError as error:
+            number = step * config.batch_size + tf.range(config.batch_size, dtype=tf.int64)
+            index = _locate(config, source, number)[1].numpy()
             raise StoppedRunError(
                 f"step {step}: an image can't be read: "
-                f"{_first_unreadable(config, source, step) or error.message}"
+                f"{_first_unreadable(config.data, source, index) or error.message}"
             ) from None
         yield batch
 
@@ -85,7 +87,7 @@ def _train_dataset(
 
     def load(call: tf.Tensor) -> dict[str, tf.Tensor]:
         number = call * per_call + tf.range(per_call, dtype=tf.int64)  # [per_call]
-        step, epoch, index = _locate(config, source, number)
+        epoch, index = _locate(config, source, number)
 
         def crop(height: tf.Tensor, width: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
             return random_resized_crop(
@@ -99,11 +101,12 @@ def _train_dataset(
             )
 
         image = _normalize(source.load(index, crop, data.image_size), data)
-        return {"image": image, "step": step, "epoch": epoch, "example_index": index}
+        return {"image": image, "number": number, "example_index": index}
 
     def add_masks(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        step, epoch = batch.pop("step")[0], batch.pop("epoch")  # a batch never spans two epochs
-        return batch | sampler.draw(step, epoch, batch["example_index"])
+        number, index = batch.pop("number"), batch["example_index"]
+        epoch, _ = _locate(config, source, number)
+        return batch | sampler.draw(number[0] // batch_size, epoch, index)
 
     parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
     dataset = tf.data.Dataset.range(start_step * calls_per_step, end_step * calls_per_step)
@@ -113,17 +116,20 @@ def _train_dataset(
     return dataset.map(add_masks, **parallel).prefetch(4)
 
 
-def _locate(
-    config: Config, source: Source, number: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Step, epoch and example of the run's n-th image: int64 [n] each."""
+def _locate(config: Config, source: Source, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Epoch (scalar int64) and examples (int64 [n]) of images of the run, all of one batch.
+
+    Args:
+      number: int64 [n], counting the run's images from 0 on.
+    """
     images_per_epoch = config.batch_size * steps_per_epoch(config, source.num_examples)
-    epoch, position = number // images_per_epoch, number % images_per_epoch
-    seed = tf.stack([tf.fill(tf.shape(epoch), tf.constant(config.seed, tf.int64)), epoch, epoch], 1)
+    epoch = number[0] // images_per_epoch  # a batch never spans two epochs
     index = tf.random.experimental.index_shuffle(
-        position, seed=seed, max_index=source.num_examples - 1
+        number % images_per_epoch,
+        seed=tf.stack([tf.constant(config.seed, tf.int64), epoch]),
+        max_index=source.num_examples - 1,
     )
-    return number // config.batch_size, epoch, index
+    return epoch, index
 
 
 def _normalize(image: tf.Tensor, data: DataConfig) -> tf.Tensor:
@@ -132,14 +138,13 @@ def _normalize(image: tf.Tensor, data: DataConfig) -> tf.Tensor:
     return (image / np.float32(255) - mean) / std
 
 
-def _first_unreadable(config: Config, source: Source, step: int) -> str | None:
-    """Name of the first example of a step that doesn't load by itself."""
-    number = step * config.batch_size + tf.range(config.batch_size, dtype=tf.int64)
-    for index in _locate(config, source, number)[2]:
+def _first_unreadable(data: DataConfig, source: Source, index: np.ndarray) -> str | None:
+    """Name of the first of some examples that doesn't load by itself."""
+    for i in index:
         try:
-            source.load(index[None], _centre(config.data), config.data.image_size)
+            source.load(tf.constant([i], tf.int64), _centre(data), data.image_size)
         except tf.errors.OpError:
-            return source.describe(int(index))
+            return source.describe(int(i))
     return None
 
 
@@ -165,15 +170,24 @@ def eval_batches(
       StoppedRunError: an image can't be decoded; the message names it.
     """
     per_call = batch_size if source.whole_batches else 1
-    dataset = tf.data.Dataset.from_tensor_slices(index.astype(np.int64)).batch(per_call)
-    dataset = dataset.map(
+    # All calls have one static shape: the last batch is filled up here, and cut below.
+    num_batches = -(-len(index) // batch_size)
+    filled = np.pad(index, (0, num_batches * batch_size - len(index)), mode="edge")
+    dataset = tf.data.Dataset.from_tensor_slices(filled.astype(np.int64))
+    dataset = dataset.batch(per_call, drop_remainder=True).map(
         lambda i: _normalize(source.load(i, _centre(data), data.image_size), data),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
     if per_call < batch_size:
-        dataset = dataset.rebatch(batch_size)
-    try:
-        yield from dataset.prefetch(2).as_numpy_iterator()
-    except tf.errors.OpError as error:
-        raise StoppedRunError(f"an image can't be read: {error.message}") from None
+        dataset = dataset.rebatch(batch_size, drop_remainder=True)
+    iterator = iter(dataset.prefetch(2).as_numpy_iterator())
+    for start in range(0, len(index), batch_size):
+        try:
+            images = next(iterator)
+        except tf.errors.OpError as error:
+            unreadable = _first_unreadable(data, source, index[start : start + batch_size])
+            raise StoppedRunError(
+                f"an image can't be read: {unreadable or error.message}"
+            ) from None
+        yield images[: len(index) - start]

@@ -8,29 +8,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jepa_jax.objectives.objective import Objective
 
-def pooled_features(
-    encode: Callable[[Any, Array], Array], params: Any, batches: Iterable[np.ndarray]
-) -> np.ndarray:
-    """The mean over an image's tokens, for every image.
+Pool = Callable[[Any, Array], Array]
+
+
+def make_pool(objective: Objective) -> Pool:
+    """Jitted (target parameters, images [B, H, W, 3]) -> mean over each image's tokens [B, D]."""
+    return jax.jit(lambda target, images: jnp.mean(objective.encode(target, images), axis=1))
+
+
+def pooled_features(pool: Pool, target: Any, batches: Iterable[np.ndarray]) -> np.ndarray:
+    """Average-pooled features of every image.
 
     Args:
-      encode: (params, images [B, H, W, 3]) -> tokens [B, N, D].
       batches: images [B, H, W, 3]; the last may be shorter, and is padded for one compiled shape.
 
     Returns:
       float32 [n, D].
     """
-
-    @jax.jit
-    def pool(params: Any, images: Array) -> Array:
-        return jnp.mean(encode(params, images), axis=1)  # [B, D]
-
     parts, size = [], None
     for images in batches:
         size = size or len(images)
-        padded = np.pad(images, [(0, size - len(images))] + [(0, 0)] * 3)
-        parts.append(pool(params, padded)[: len(images)])
+        padded = np.pad(images, [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])
+        parts.append(pool(target, padded)[: len(images)])
     return np.concatenate(jax.device_get(parts))
 
 
@@ -40,6 +41,7 @@ def raw_pixels(batches: Iterable[np.ndarray]) -> np.ndarray:
     Grey images, three equal channels, count once.
     """
     pixels = np.concatenate(list(batches))
-    if (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., :1]
+    mean_channel = pixels[..., :1]
+    if np.array_equal(pixels, np.broadcast_to(mean_channel, pixels.shape)):
+        pixels = mean_channel
     return pixels.reshape(len(pixels), -1)

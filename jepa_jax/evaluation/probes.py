@@ -5,9 +5,12 @@ them, and the test features are used once, for the number that is reported.
 """
 
 import dataclasses
+import logging
+import warnings
 from typing import Any
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
@@ -15,6 +18,11 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from jepa_jax.config import ProbeConfig
+from jepa_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_MAX_ITERATIONS = 1000  # of L-BFGS, for the linear probe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +31,23 @@ class LabelledFeatures:
     labels: np.ndarray  # int64 [n]
 
 
-def probe(
-    config: ProbeConfig, train: LabelledFeatures, test: LabelledFeatures
-) -> dict[str, Any]:
+def probe(config: ProbeConfig, train: LabelledFeatures, test: LabelledFeatures) -> dict[str, Any]:
     """Accuracy of a probe on the test features.
 
     Returns:
       accuracy: on the test features, 0..1.
-      chosen: the hyper-parameter.
+      chosen: the hyper-parameter; of equally good ones the first.
       validation: hyper-parameter -> accuracy on the held-out part of the training features.
+
+    Raises:
+      UserError: the training images are too few for the configured probe.
     """
+    rarest = int(np.unique(train.labels, return_counts=True)[1].min())
+    if rarest * min(config.validation_fraction, 1 - config.validation_fraction) < 1:
+        raise UserError(
+            f"config.validation_fraction = {config.validation_fraction}: a class has only {rarest} "
+            "training images, and needs at least one on either side"
+        )
     fit_features, held_features, fit_labels, held_labels = train_test_split(
         train.features,
         train.labels,
@@ -40,17 +55,19 @@ def probe(
         random_state=config.seed,
         stratify=train.labels,
     )
-    values = config.neighbors if config.protocol == "knn" else config.inverse_regularization
+    if config.protocol == "knn" and max(config.candidates) > len(fit_labels):
+        raise UserError(
+            f"config.candidates = {config.candidates}: there are only {len(fit_labels)} images to "
+            "be neighbours"
+        )
     validation = {
         value: float(
-            _classifier(config, value)
-            .fit(fit_features, fit_labels)
-            .score(held_features, held_labels)
+            _fit(config, value, fit_features, fit_labels).score(held_features, held_labels)
         )
-        for value in values
+        for value in config.candidates
     }
     chosen = max(validation, key=lambda value: validation[value])
-    classifier = _classifier(config, chosen).fit(train.features, train.labels)
+    classifier = _fit(config, chosen, train.features, train.labels)
     return {
         "accuracy": float(classifier.score(test.features, test.labels)),
         "chosen": chosen,
@@ -58,10 +75,28 @@ def probe(
     }
 
 
-def _classifier(config: ProbeConfig, value: float) -> Pipeline:
+def knn_accuracy(train: LabelledFeatures, test: LabelledFeatures, *, neighbors: int) -> float:
+    """Accuracy of k-NN with one k, for a look at a run that is still going on."""
+    classifier = make_pipeline(
+        StandardScaler(), KNeighborsClassifier(n_neighbors=neighbors, algorithm="brute")
+    )
+    classifier.fit(train.features, train.labels)
+    return float(classifier.score(test.features, test.labels))
+
+
+def _fit(config: ProbeConfig, value: float, features: np.ndarray, labels: np.ndarray) -> Pipeline:
     """The probe with one value of its hyper-parameter, on standardised features."""
     if config.protocol == "knn":
-        classifier = KNeighborsClassifier(n_neighbors=value, algorithm="brute")
+        classifier = KNeighborsClassifier(n_neighbors=int(value), algorithm="brute")
     else:
-        classifier = LogisticRegression(C=value, max_iter=config.max_iterations)
-    return make_pipeline(StandardScaler(), classifier)
+        classifier = LogisticRegression(C=value, tol=1e-3, max_iter=_MAX_ITERATIONS)
+    pipeline = make_pipeline(StandardScaler(), classifier)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pipeline.fit(features, labels)
+    for warning in caught:
+        if issubclass(warning.category, ConvergenceWarning):
+            log.warning(
+                "linear probe, C = %g: not converged in %d iterations", value, _MAX_ITERATIONS
+            )
+    return pipeline

@@ -4,9 +4,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 
-def patchify(
-    images: Float[Array, "B H W C"], patch_size: int
-) -> Float[Array, "B N P"]:
+def patchify(images: Float[Array, "B H W C"], patch_size: int) -> Float[Array, "B N P"]:
     """Non-overlapping patches in raster order, each flattened as (row, column, channel)."""
     B, H, W, C = images.shape
     rows, columns = H // patch_size, W // patch_size
@@ -15,9 +13,7 @@ def patchify(
     return x.reshape(B, rows * columns, patch_size * patch_size * C)
 
 
-def gather_tokens(
-    tokens: Float[Array, "B N D"], index: Int[Array, "B K"]
-) -> Float[Array, "B K D"]:
+def gather_tokens(tokens: Float[Array, "B N D"], index: Int[Array, "B K"]) -> Float[Array, "B K D"]:
     """Each image's own selection of its tokens.
 
     The indices of an image must be in range, sorted and unique, as the masks are: XLA may then use
@@ -25,10 +21,6 @@ def gather_tokens(
     """
 
     def one_image(x: Array, i: Array) -> Array:
-        return x.at[i].get(
-            unique_indices=True, indices_are_sorted=True, mode="promise_in_bounds"
-        )
+        return x.at[i].get(unique_indices=True, indices_are_sorted=True, mode="promise_in_bounds")
 
     return jax.vmap(one_image)(tokens, index)
-
-

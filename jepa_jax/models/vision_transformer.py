@@ -55,9 +55,9 @@ class VisionTransformer(nn.Module):
             # Pixels need no gradient, so gathering them first leaves no scatter to the backward.
             patches = gather_tokens(patches, index)  # [B, K, p * p * C]
             positions = positions[index]  # [B, K, D]
-        x = nn.Dense(
-            self.embed_dim, dtype=self.dtype, kernel_init=kernel_init, name="patch_embed"
-        )(patches)
+        x = nn.Dense(self.embed_dim, dtype=self.dtype, kernel_init=kernel_init, name="patch_embed")(
+            patches
+        )
         x = x + positions.astype(self.dtype)  # [B, K, D]
         return Transformer(
             depth=self.depth,

@@ -52,7 +52,9 @@ def make_objective(config: Config) -> Objective:
     def encode(target: Any, images: Array) -> Array:
         return encoder.apply({"params": target}, images).astype(jnp.float32)
 
-    return Objective(init=init, loss=loss, target_of=lambda params: params["encoder"], encode=encode)
+    return Objective(
+        init=init, loss=loss, target_of=lambda params: params["encoder"], encode=encode
+    )
 
 
 def target_tokens(tokens: Float[Array, "B N D"]) -> Float[Array, "B N D"]:

@@ -41,7 +41,9 @@ def follow_parameters(
             raise ValueError("follow_parameters needs the parameters: update(..., params=...)")
         new = select(optax.apply_updates(params, updates))
         m = momentum(state.step)
-        target = jax.tree.map(lambda t, p: m * t + (1.0 - m) * p, state.target, new)
+        target = jax.tree.map(
+            lambda t, p: m * t + (1.0 - m) * p.astype(jnp.float32), state.target, new
+        )
         return updates, EmaState(step=state.step + 1, target=target)
 
     return optax.GradientTransformation(init, update)

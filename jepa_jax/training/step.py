@@ -27,13 +27,31 @@ def create_state(
     objective: Objective, optimizer: optax.GradientTransformation, *, seed: int, mesh: Mesh
 ) -> TrainState:
     """The state before step 0, created in place on its devices."""
+    create = _creator(objective, optimizer, seed)
+    shardings = tree_shardings(jax.eval_shape(create), mesh)
+    return jax.jit(create, out_shardings=shardings)()
 
+
+def abstract_state(
+    objective: Objective, optimizer: optax.GradientTransformation, *, mesh: Mesh
+) -> TrainState:
+    """Shapes, types and shardings of the state, without any array: what to restore into."""
+    state = jax.eval_shape(_creator(objective, optimizer, seed=0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        tree_shardings(state, mesh),
+    )
+
+
+def _creator(
+    objective: Objective, optimizer: optax.GradientTransformation, seed: int
+) -> Callable[[], TrainState]:
     def create() -> TrainState:
         params = objective.init(jax.random.key(seed))
         return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
 
-    shardings = tree_shardings(jax.eval_shape(create), mesh)
-    return jax.jit(create, out_shardings=shardings)()
+    return create
 
 
 def make_train_step(

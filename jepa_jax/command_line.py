@@ -1,0 +1,103 @@
+"""What all commands share: arguments, config files with overrides, logs, exit codes.
+
+Every command ends with one line of JSON on standard output; all else goes to standard error. A
+user's mistake is one line, and exit code 2; see `jepa_jax.errors` for the other codes.
+"""
+
+import argparse
+import ast
+import importlib.util
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (see --help)")
+
+
+def make_parser(module: str, doc: str) -> argparse.ArgumentParser:
+    """A parser whose mistakes are `UserError`s; `run_command` adds the config overrides to it."""
+    return _Parser(
+        prog=f"python -m {module}",
+        description=doc,
+        epilog="--config.a.b=VALUE overrides a field of the config file.",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def run_command(
+    command: Callable[[argparse.Namespace, list[str]], dict[str, Any]],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parses, runs, prints the JSON line, and exits with the contract's code.
+
+    Args:
+      command: (parsed arguments, config overrides) -> what the JSON line holds.
+    """
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.getLogger("jepa_jax").setLevel(logging.INFO)
+    try:
+        arguments, rest = parser.parse_known_args(argv)
+        for argument in rest:
+            if not argument.startswith("--config."):
+                parser.error(f"unknown argument {argument}")
+        result = command(arguments, rest)
+    except (UserError, StoppedRunError, PreemptedError) as error:
+        print(f"error: {error}".replace("\n", " "), file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(json.dumps(result))
+
+
+def load_config(path: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The fields of a config file, as nested dictionaries, with overrides applied.
+
+    Values are not checked here, but by `config.resolve`, which knows their types.
+
+    Args:
+      path: a Python file with a function `get_config`.
+      overrides: `--config.a.b=value`; the value is a Python literal, or else a string.
+
+    Raises:
+      UserError: there is no such file, it does not run, or an override has no value.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--config {path}: no such file")
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    if spec is None:
+        raise UserError(f"--config {path}: must be a Python file, with the ending .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config().to_dict()
+    except Exception as error:  # whatever a user's file may raise
+        raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
+    for override in overrides:
+        name, equals, text = override.removeprefix("--config.").partition("=")
+        if not equals:
+            raise UserError(f"{override}: needs a value, --config.{name}=VALUE")
+        *sections, field = name.split(".")
+        node = config
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{override}: {section} is a value and has no fields")
+        node[field] = text if isinstance(node.get(field), str) else _parse_value(text)
+    return config
+
+
+def _parse_value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

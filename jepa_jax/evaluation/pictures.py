@@ -1,0 +1,112 @@
+"""Pictures of a run, as PNG: masks on images, curves, principal components of the features."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+
+from jepa_jax.config import Config, DataConfig
+
+_HIDDEN = np.array([0.93, 0.93, 0.93])  # colour of patches that a panel does not show
+
+
+def mask_picture(path: pathlib.Path, config: Config, batch: dict[str, np.ndarray]) -> None:
+    """The first images of a batch, a row each: image, context, and the target blocks."""
+    rows, num_targets = 4, config.masks.num_targets
+    panels = [("image", None), ("context", batch["context_index"])]
+    panels += [(f"target {i + 1}", batch["target_index"][:, i]) for i in range(num_targets)]
+    figure = Figure(figsize=(1.5 * len(panels), 1.5 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, len(panels))
+    images = displayable(batch["image"][:rows], config.data)  # [rows, H, W, 3]
+    for row, image in enumerate(images):
+        for column, (title, index) in enumerate(panels):
+            shown = np.arange(config.grid[0] * config.grid[1]) if index is None else index[row]
+            _show(axes[row, column], _only_patches(image, shown, config))
+            if row == 0:
+                axes[row, column].set_title(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def curves_picture(path: pathlib.Path, metrics: list[dict[str, Any]]) -> None:
+    """Loss, effective rank and, where it was measured, k-NN accuracy over the steps of a run."""
+    panels = {
+        "loss": "loss",
+        "effective_rank": "effective rank of the target features",
+        "knn_accuracy": "k-NN accuracy, held-out training images",
+    }
+    panels = {name: title for name, title in panels.items() if any(name in r for r in metrics)}
+    figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
+    for axis, (name, title) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        points = [(row["step"], row[name]) for row in metrics if name in row]
+        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def pca_picture(
+    path: pathlib.Path,
+    images: Float[np.ndarray, "n H W 3"],
+    tokens: dict[str, Float[np.ndarray, "n N D"]],
+    grid: tuple[int, int],
+    data: DataConfig,
+) -> None:
+    """Three principal components of the tokens as red, green and blue.
+
+    Args:
+      images: normalised pixels.
+      tokens: title -> the images' tokens, whose components are computed over all the images.
+    """
+    figure = Figure(
+        figsize=(1.2 * len(images) + 1.4, 1.3 * (1 + len(tokens))), layout="constrained"
+    )
+    axes = figure.subplots(1 + len(tokens), len(images))
+    rows = {"image": displayable(images, data)}
+    for title, of_images in tokens.items():
+        rows[title] = principal_colours(of_images).reshape(len(images), *grid, 3)
+    for row, (title, pictures) in enumerate(rows.items()):
+        for column, picture in enumerate(pictures):
+            _show(axes[row, column], picture)
+        axes[row, 0].set_ylabel(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def principal_colours(tokens: Float[np.ndarray, "n N D"]) -> Float[np.ndarray, "n N 3"]:
+    """The tokens' first three principal components, each stretched to 0..1.
+
+    A position's mean over the images is taken off first: it shows the position table, and else
+    would be most of the picture.
+    """
+    centred = (tokens - tokens.mean(axis=0)).reshape(-1, tokens.shape[-1])  # [n * N, D]
+    components = PCA(n_components=3, svd_solver="full").fit_transform(centred)
+    low, high = np.percentile(components, (2, 98), axis=0)
+    colours = np.clip((components - low) / (high - low), 0, 1)
+    return colours.reshape(*tokens.shape[:2], 3).astype(tokens.dtype)
+
+
+def displayable(
+    images: Float[np.ndarray, "n H W 3"], data: DataConfig
+) -> Float[np.ndarray, "n H W 3"]:
+    """Normalised pixels back in 0..1."""
+    return np.clip(images * np.float32(data.std) + np.float32(data.mean), 0, 1)
+
+
+def _only_patches(image: np.ndarray, index: np.ndarray, config: Config) -> np.ndarray:
+    """The image [H, W, 3] with all but some patches blanked."""
+    shown = np.zeros(config.grid[0] * config.grid[1], bool)
+    shown[index] = True
+    shown = shown.reshape(config.grid).repeat(config.model.patch_size, 0)
+    shown = shown.repeat(config.model.patch_size, 1)  # [H, W]
+    return np.where(shown[..., None], image, _HIDDEN)
+
+
+def _show(axis: Any, picture: np.ndarray) -> None:
+    axis.imshow(picture, interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])

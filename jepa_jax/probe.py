@@ -1,0 +1,75 @@
+"""Probes a checkpoint: python -m jepa_jax.probe --config configs/probe/knn.py --checkpoint DIR
+
+DIR is a workdir of jepa_jax.train, whose newest checkpoint is taken, or one step's folder in it.
+Only the target encoder is read, and the configuration that it was trained with.
+"""
+
+import argparse
+import pathlib
+import sys
+from typing import Any
+
+import jax
+
+from jepa_jax.command_line import load_config, make_parser, run_command
+from jepa_jax.config import ProbeConfig, probe_data, resolve_probe
+from jepa_jax.evaluation.comparison import features_of, random_target
+from jepa_jax.evaluation.probes import probe
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.training import checkpoint
+from jepa_jax.training.compilation import use_compilation_cache
+
+
+def probe_checkpoint(config: ProbeConfig, path: pathlib.Path) -> dict[str, Any]:
+    """Accuracy of the target encoder in a checkpoint, and of its controls.
+
+    Raises:
+      UserError: the checkpoint can't be read, or the data don't suit the probe.
+    """
+    folder = checkpoint.find(path)
+    trained = checkpoint.read_config(folder)
+    data = probe_data(config, trained)
+    use_compilation_cache()
+    objective = make_objective(trained)
+    shapes = objective.target_of(jax.eval_shape(objective.init, jax.random.key(0)))
+    targets = {"pretrained": checkpoint.restore_target(folder, shapes)}
+    if config.controls:
+        targets["random_init"] = random_target(trained, objective)
+    features = features_of(
+        data, objective, targets, batch_size=config.batch_size, pixels=config.controls
+    )
+    results = {name: probe(config, *split) for name, split in features.items()}
+    print_table({config.protocol: {name: r["accuracy"] for name, r in results.items()}})
+    pretrained = results.pop("pretrained")
+    return {
+        "protocol": config.protocol,
+        **pretrained,
+        "controls": {name: result["accuracy"] for name, result in results.items()},
+        "checkpoint": str(folder),
+    }
+
+
+def print_table(accuracies: dict[str, dict[str, float]]) -> None:
+    """Writes accuracies by protocol and by representation to standard error."""
+    names = list(next(iter(accuracies.values())))
+    print(f"\n{'test accuracy':<16}" + "".join(f"{p:>10}" for p in accuracies), file=sys.stderr)
+    for name in names:
+        row = "".join(f"{accuracies[protocol][name]:>10.3f}" for protocol in accuracies)
+        print(f"{name.replace('_', ' '):<16}{row}", file=sys.stderr)
+    print(file=sys.stderr)
+
+
+def main() -> None:
+    parser = make_parser("jepa_jax.probe", __doc__)
+    parser.add_argument("--config", required=True, help="a file in configs/probe/")
+    parser.add_argument("--checkpoint", required=True, type=pathlib.Path, help="workdir or step")
+
+    def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+        config = resolve_probe(load_config(arguments.config, overrides))
+        return probe_checkpoint(config, arguments.checkpoint)
+
+    run_command(command, parser)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Pretrains a model: python -m jepa_jax.train --config configs/fashion_mnist.py --workdir DIR
+
+Run again with the same workdir, it resumes from the newest checkpoint there.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jepa_jax.command_line import load_config, make_parser, run_command
+from jepa_jax.config import Config, resolve
+from jepa_jax.data.pipeline import eval_batches
+from jepa_jax.data.sources import Source, open_source
+from jepa_jax.errors import UserError
+from jepa_jax.evaluation.features import make_pool, pooled_features
+from jepa_jax.evaluation.probes import LabelledFeatures, knn_accuracy
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.objectives.objective import Objective
+from jepa_jax.training.compilation import use_compilation_cache
+from jepa_jax.training.loop import train
+
+# The online k-NN probe: of training images alone, since the test images are for afterwards.
+_KNN_REFERENCES, _KNN_QUERIES, _KNN_NEIGHBORS = 4000, 1000, 10
+
+
+def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+    """Trains as configured; see `training.loop.train` for what it returns and raises."""
+    use_compilation_cache()
+    source = open_source(config.data, "train")
+    objective = make_objective(config)
+    knn = online_knn(config, objective, source) if config.logging.knn_every_steps else None
+    return train(config, workdir, objective=objective, source=source, knn_accuracy=knn)
+
+
+def online_knn(config: Config, objective: Objective, source: Source) -> Callable[[Any], float]:
+    """A function from target parameters to the k-NN accuracy between training images.
+
+    Raises:
+      UserError: the training images have no labels, or are too few.
+    """
+    field = f"config.logging.knn_every_steps = {config.logging.knn_every_steps}"
+    if source.labels is None:
+        raise UserError(f"{field}: the training images have no labels; set it to 0")
+    if source.num_examples < _KNN_REFERENCES + _KNN_QUERIES:
+        raise UserError(
+            f"{field}: the online probe needs {_KNN_REFERENCES + _KNN_QUERIES} training images, "
+            f"and there are {source.num_examples}; set it to 0"
+        )
+    index = np.random.default_rng(config.seed).permutation(source.num_examples)
+    index = index[: _KNN_REFERENCES + _KNN_QUERIES]
+    labels, pool = source.labels[index], make_pool(objective)
+
+    def accuracy(target: Any) -> float:
+        batches = eval_batches(
+            config.data, source, index=index, batch_size=min(config.batch_size, 256)
+        )
+        features = pooled_features(pool, target, batches)
+        return knn_accuracy(
+            LabelledFeatures(features[:_KNN_REFERENCES], labels[:_KNN_REFERENCES]),
+            LabelledFeatures(features[_KNN_REFERENCES:], labels[_KNN_REFERENCES:]),
+            neighbors=_KNN_NEIGHBORS,
+        )
+
+    return accuracy
+
+
+def main() -> None:
+    parser = make_parser("jepa_jax.train", __doc__)
+    parser.add_argument("--config", required=True, help="a file in configs/")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+
+    def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+        config = resolve(load_config(arguments.config, overrides))
+        return pretrain(config, arguments.workdir) | {"workdir": str(arguments.workdir)}
+
+    run_command(command, parser)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Checkpoints of a run: `workdir/checkpoints/<steps taken>`, written by Orbax.
+
+A checkpoint has four items: `params`, `target_encoder` (the moving average, by itself, so that a
+probe reads only those arrays), `optimizer_state`, and `config`, the resolved configuration. Orbax
+writes in the background, and renames a checkpoint to its final name only when it is complete.
+"""
+
+import gc
+import json
+import logging
+import pathlib
+import re
+import sys
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jepa_jax.config import Config, differences, from_mapping, to_dict
+from jepa_jax.errors import UserError
+from jepa_jax.training.ema import get_target, replace_target
+from jepa_jax.training.step import TrainState
+
+# A resumed run must agree on these with its checkpoint: another value would be another run.
+_FIXED = ("seed", "batch_size", "data", "model", "predictor", "init", "masks", "objective")
+# ... but for those, which change how it is computed and not what.
+_FREE = ("model.remat", "model.scan_layers")
+
+
+def make_manager(workdir: pathlib.Path, config: Config) -> ocp.CheckpointManager:
+    """The manager of a run's checkpoints, with the run's rules of which to keep."""
+    return ocp.CheckpointManager(
+        workdir.absolute() / "checkpoints",
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=config.checkpoint.keep_last,
+            keep_period=config.checkpoint.keep_every_steps or None,
+            create=True,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        ),
+    )
+
+
+def save(manager: ocp.CheckpointManager, state: TrainState, config: Config) -> None:
+    """Starts to save; `manager.wait_until_finished()` waits for the end of it.
+
+    Raises:
+      whatever went wrong with the save before, which ran in the background.
+    """
+    manager.save(
+        int(state.step),
+        args=ocp.args.Composite(
+            **{name: ocp.args.StandardSave(tree) for name, tree in _split(state).items()},
+            config=ocp.args.JsonSave(to_dict(config)),
+        ),
+    )
+
+
+def restore(folder: pathlib.Path, like: TrainState) -> TrainState:
+    """Reads a whole training state.
+
+    Args:
+      folder: of one checkpoint.
+      like: the state's shapes, with the shardings to restore to.
+
+    Raises:
+      UserError: the checkpoint is incomplete, damaged, or of another architecture.
+    """
+    parts = {name: _read(folder / name, tree) for name, tree in _split(like).items()}
+    optimizer_state = replace_target(parts["optimizer_state"]["state"], parts["target_encoder"])
+    return TrainState(parts["optimizer_state"]["step"], parts["params"], optimizer_state)
+
+
+def restore_target(folder: pathlib.Path, like: Any) -> Any:
+    """Reads the target encoder's parameters, and no other array.
+
+    Args:
+      folder: of one checkpoint, from `find`.
+      like: their shapes: `jax.eval_shape` of `objective.init`, through `objective.target_of`.
+
+    Raises:
+      UserError: the checkpoint is incomplete, damaged, or of another architecture.
+    """
+    return _read(folder / "target_encoder", like)
+
+
+def find(path: pathlib.Path) -> pathlib.Path:
+    """The folder of one checkpoint.
+
+    Args:
+      path: that folder itself, or a run's workdir, whose newest is taken.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = path.absolute()
+    if (path / "target_encoder").is_dir():
+        return path
+    step = latest_step(path)
+    if step is None:
+        raise UserError(
+            f"--checkpoint {path}: no checkpoint there; give a workdir of jepa_jax.train, or one "
+            "of its folders checkpoints/<step>"
+        )
+    return path / "checkpoints" / str(step)
+
+
+def latest_step(workdir: pathlib.Path) -> int | None:
+    """Steps taken by the newest complete checkpoint, or None. Unfinished ones have other names."""
+    folders = (workdir / "checkpoints").glob("[0-9]*")
+    return max((int(p.name) for p in folders if p.name.isdigit() and p.is_dir()), default=None)
+
+
+def read_config(folder: pathlib.Path) -> Config:
+    """The configuration that a checkpoint was trained with.
+
+    Raises:
+      UserError: it can't be read.
+    """
+    path = folder / "config" / "metadata"
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint {folder}: no configuration in {path}: {error}") from None
+    return from_mapping(Config, saved)
+
+
+def check_resumable(folder: pathlib.Path, config: Config) -> dict[str, tuple[Any, Any]]:
+    """Refuses to go on from a checkpoint of another run.
+
+    Returns:
+      The differences that do not matter so much: dotted name -> (saved, now).
+
+    Raises:
+      UserError: a field that makes it another run has changed.
+    """
+    changed = differences(to_dict(read_config(folder)), to_dict(config))
+    for name, (saved, now) in changed.items():
+        if name.startswith(_FIXED) and name not in _FREE:
+            raise UserError(
+                f"config.{name} = {now}: the run in {folder.parent.parent} has {saved}; set it "
+                "back to resume that run, or choose another --workdir"
+            )
+    return changed
+
+
+def _split(state: TrainState) -> dict[str, Any]:
+    """The state as the items of a checkpoint."""
+    return {
+        "params": state.params,
+        "target_encoder": get_target(state.optimizer_state),
+        "optimizer_state": {
+            "step": state.step,
+            "state": replace_target(state.optimizer_state, ()),
+        },
+    }
+
+
+def _read(folder: pathlib.Path, like: Any) -> Any:
+    """One item of a checkpoint, with the shapes, types and shardings of `like`."""
+    checkpointer, reason = ocp.StandardCheckpointer(), None
+    # Orbax reports a failure at length, in its log and from its abandoned coroutines; ours is one
+    # line.
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    logging.disable(logging.CRITICAL)
+    try:
+        _check_same(folder, checkpointer.metadata(folder).item_metadata.tree, like)
+        return checkpointer.restore(folder, like)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file fails in as many ways as there are file formats
+        reason = re.split(r"[:.]?\s*(?:[\n(]|\. |$)", str(error).strip())[0] or type(error).__name__
+    finally:
+        gc.collect()
+        logging.disable(logging.NOTSET)
+        sys.unraisablehook = hook
+    raise UserError(
+        f"checkpoint {folder} can't be read ({reason}); remove {folder.parent} to use the one "
+        "before it"
+    )
+
+
+def _check_same(folder: pathlib.Path, saved: Any, like: Any) -> None:
+    """Compares shapes and types before reading: Orbax would convert types without a word."""
+
+    def describe(tree: Any) -> dict[str, str]:
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{leaf.shape}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    changed = differences(describe(saved), describe(like))
+    if changed:
+        listed = [f"{name} is {old}, not {new}" for name, (old, new) in changed.items()]
+        more = f", and {len(listed) - 5} more" if len(listed) > 5 else ""
+        raise UserError(f"checkpoint {folder} is of another model: {'; '.join(listed[:5])}{more}")

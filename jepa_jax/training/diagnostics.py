@@ -1,0 +1,43 @@
+"""Signs of collapse in the target encoder's features, measured during training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jepa_jax.objectives.objective import Objective
+
+
+def make_diagnostics(objective: Objective) -> Callable[[Any, Array], dict[str, Array]]:
+    """Jitted (target parameters, images [B, H, W, 3]) -> scalars, of average-pooled features.
+
+    effective_rank: RankMe; at most the smaller of B and the features' width.
+    feature_std: standard deviation of a feature between images, averaged over the features.
+    feature_cosine: mean cosine between the features of two different images.
+    """
+
+    def diagnose(target: Any, images: Array) -> dict[str, Array]:
+        features = jnp.mean(objective.encode(target, images), axis=1)  # [B, D]
+        return {
+            "effective_rank": effective_rank(features),
+            "feature_std": jnp.mean(jnp.std(features, axis=0)),
+            "feature_cosine": mean_cosine(features),
+        }
+
+    return jax.jit(diagnose)
+
+
+def effective_rank(features: Float[Array, "n D"]) -> Float[Array, ""]:
+    """RankMe (Garrido et al., 2023, equation 1): exp of the entropy of the singular values."""
+    values = jnp.linalg.svd(features, compute_uv=False)
+    share = values / jnp.sum(values) + 1e-7
+    return jnp.exp(-jnp.sum(share * jnp.log(share)))
+
+
+def mean_cosine(features: Float[Array, "n D"]) -> Float[Array, ""]:
+    """Mean cosine over all pairs of different rows."""
+    n = features.shape[0]
+    unit = features / jnp.linalg.norm(features, axis=1, keepdims=True)
+    return (jnp.sum(jnp.square(jnp.sum(unit, axis=0))) - n) / (n * (n - 1))

@@ -1,0 +1,46 @@
+"""Metrics of a run on disk: `metrics.jsonl`, one line a row, and TensorBoard."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsWriter:
+    """Appends rows of scalars. A resumed run first drops the rows of steps it will take again."""
+
+    def __init__(self, workdir: pathlib.Path, *, start_step: int):
+        self.path = workdir / "metrics.jsonl"
+        kept = [row for row in read_metrics(self.path) if row["step"] <= start_step]
+        replacement = self.path.with_suffix(".tmp")
+        replacement.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(replacement, self.path)
+        self._file = self.path.open("a")
+        self._tensorboard = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes scalars after `step` steps: they are on disk when this returns."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line that a crash cut short is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows

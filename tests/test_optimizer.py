@@ -1,0 +1,126 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jepa_jax.config import resolve
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.training.ema import get_target
+from jepa_jax.training.optimizer import decay_mask, make_optimizer
+from jepa_jax.training.schedules import Schedules
+
+STEPS = 20
+DECAYED = {"kernel": True, "bias": False, "scale": False, "mask_token": True}
+
+
+def learning_rate(step):
+    return 1e-3 * (1 + step)
+
+
+def weight_decay(step):
+    return 0.04 + 0.3 * step
+
+
+def momentum(step):
+    return 0.9 + 0.001 * step
+
+
+@pytest.fixture(scope="module")
+def trajectory():
+    """Parameters before step 0 and gradients of 20 steps, whose sizes differ a hundredfold."""
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (4, 3), "bias": (3,), "scale": (2, 3), "mask_token": (5,)}
+    start = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    sizes = 10.0 ** rng.uniform(-1.5, 0.5, STEPS)
+    gradients = [
+        {name: size * rng.normal(size=shape) for name, shape in shapes.items()} for size in sizes
+    ]
+    return start, gradients
+
+
+def numpy_adamw(start, gradients, *, b1, b2, eps, clip_norm):
+    """AdamW as Loshchilov & Hutter state it (with PyTorch's learning rate on the decay)."""
+    params = dict(start)
+    first = {name: np.zeros_like(x) for name, x in start.items()}
+    second = {name: np.zeros_like(x) for name, x in start.items()}
+    average = dict(start)
+    for step, gradient in enumerate(gradients):
+        norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
+        factor = min(1.0, clip_norm / norm) if clip_norm else 1.0
+        for name in params:
+            g = gradient[name] * factor
+            first[name] = b1 * first[name] + (1 - b1) * g
+            second[name] = b2 * second[name] + (1 - b2) * g**2
+            m_hat = first[name] / (1 - b1 ** (step + 1))
+            v_hat = second[name] / (1 - b2 ** (step + 1))
+            decay = weight_decay(step) * params[name] if DECAYED[name] else 0.0
+            params[name] = params[name] - learning_rate(step) * (
+                m_hat / (np.sqrt(v_hat) + eps) + decay
+            )
+            m = momentum(step)
+            average[name] = m * average[name] + (1 - m) * params[name]
+    return params, average
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip_norm": 0.0},
+        {"b1": 0.8, "b2": 0.95, "eps": 1e-2, "clip_norm": 1.0},
+    ],
+    ids=["published", "clipped"],
+)
+def test_twenty_steps_equal_an_independent_adamw_and_its_average(tiny, trajectory, fields):
+    start, gradients = trajectory
+    optimizer = make_optimizer(
+        dataclasses.replace(resolve(tiny).optimizer, **fields),
+        Schedules(learning_rate, weight_decay, momentum),
+        lambda tree: tree,
+    )
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def update(params, state, gradient):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for gradient in gradients:
+        gradient = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradient)
+        params, state = update(params, state, gradient)
+    expected, average = numpy_adamw(start, gradients, **fields)
+    for name in start:
+        np.testing.assert_allclose(params[name], expected[name], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(get_target(state)[name], average[name], rtol=1e-5, atol=1e-5)
+
+
+def test_weight_decay_is_on_the_kernels_and_the_mask_vector_alone(tiny):
+    params = jax.eval_shape(make_objective(resolve(tiny)).init, jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(decay_mask(params))
+    by_name = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): decays for path, decays in leaves
+    }
+    blocks = ["attention/qkv", "attention/proj", "mlp/fc1", "mlp/fc2"]
+    kernels = {
+        "encoder/patch_embed",
+        *(f"encoder/transformer/blocks/{dense}" for dense in blocks),
+        "predictor/embed",
+        *(f"predictor/transformer/blocks/{dense}" for dense in blocks),
+        "predictor/proj",
+    }
+    norms = {
+        f"{network}/transformer/{norm}"
+        for network in ("encoder", "predictor")
+        for norm in ("blocks/norm1", "blocks/norm2", "norm")
+    }
+    assert {name for name, decays in by_name.items() if decays} == {
+        *(f"{name}/kernel" for name in kernels),
+        "predictor/mask_token",
+    }
+    assert {name for name, decays in by_name.items() if not decays} == {
+        *(f"{name}/bias" for name in kernels | norms),
+        *(f"{name}/scale" for name in norms),
+    }
