@@ -43,7 +43,7 @@ def run_command(
     Args:
       command: (parsed arguments, config overrides) -> what the JSON line holds.
     """
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("jepa_jax").setLevel(logging.INFO)
     try:
         arguments, rest = parser.parse_known_args(argv)

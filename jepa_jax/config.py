@@ -51,6 +51,7 @@ class PredictorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
+    std: float  # of all kernels; published: 0.02, for widths of 768 and more
     depth_rescale: bool  # divide the residual branches' last kernels by sqrt(2 * layer)
 
 
@@ -298,7 +299,7 @@ def _check_ranges(config: Config) -> None:
     for name in ("model.drop_path_rate", "optimizer.b1", "optimizer.b2"):
         if not 0 <= values[name] < 1:
             raise UserError(f"config.{name} = {values[name]}: must lie in 0..1, below 1")
-    for name in ("model.mlp_ratio", "optimizer.eps", "data.eval_crop"):
+    for name in ("model.mlp_ratio", "init.std", "optimizer.eps", "data.eval_crop"):
         if not values[name] > 0:
             raise UserError(f"config.{name} = {values[name]}: must be above 0")
     if config.data.eval_crop > 1:

@@ -252,11 +252,9 @@ def test_the_key_of_a_step_is_a_function_of_the_seed_and_the_step(config, one_de
 
 
 def test_micro_batches_draw_their_own_random_numbers(config, one_device, lines_batch):
-    whole, parts = (set_up(lottery(), config, one_device, accumulation_steps=n) for n in (1, 8))
-    drawn = []
-    for step, start in (whole, parts):
+    means = set()
+    for parts in (1, 2, 4):  # were the numbers of all parts equal, their means would be too
+        step, start = set_up(lottery(), config, one_device, accumulation_steps=parts)
         _, metrics = step(start(), lines_batch)
-        drawn.append(float(metrics["loss"]))
-    # Eight equal numbers would have the mean of one of them; eight others are nearer the middle.
-    assert drawn[0] != drawn[1]
-    assert abs(drawn[1] - 0.5) < 0.3
+        means.add(float(metrics["loss"]))
+    assert len(means) == 3

@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 
 from jepa_jax.config import Config, DataConfig
 
-_HIDDEN = np.array([0.93, 0.93, 0.93])  # colour of patches that a panel does not show
+_HIDDEN = np.array([0.75, 0.84, 0.95])  # colour of patches that a panel does not show
 
 
 def mask_picture(path: pathlib.Path, config: Config, batch: dict[str, np.ndarray]) -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from jepa_jax.config import Config
 from jepa_jax.models.positions import sincos_positions
-from jepa_jax.models.transformer import Transformer, kernel_init
+from jepa_jax.models.transformer import INIT_STD, Transformer
 
 
 class Predictor(nn.Module):
@@ -22,6 +22,7 @@ class Predictor(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     scan_layers: bool = True
+    init_std: float = INIT_STD
 
     @nn.compact
     def __call__(
@@ -41,6 +42,7 @@ class Predictor(nn.Module):
         B, K, _ = context.shape
         _, M, T = target_index.shape
         positions = jnp.asarray(sincos_positions(self.grid, self.embed_dim), self.dtype)  # [N, P]
+        kernel_init = nn.initializers.normal(self.init_std)
         dense = {"dtype": self.dtype, "kernel_init": kernel_init}
 
         context = nn.Dense(self.embed_dim, name="embed", **dense)(context)
@@ -56,6 +58,7 @@ class Predictor(nn.Module):
             dtype=self.dtype,
             remat=self.remat,
             scan_layers=self.scan_layers,
+            init_std=self.init_std,
             name="transformer",
         )(x.reshape(B * M, K + T, self.embed_dim))
         x = x.reshape(B, M, K + T, self.embed_dim)[:, :, K:]  # [B, M, T, P]
@@ -73,4 +76,5 @@ def make_predictor(config: Config) -> Predictor:
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
         scan_layers=config.model.scan_layers,
+        init_std=config.init.std,
     )

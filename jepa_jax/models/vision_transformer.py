@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from jepa_jax.config import Config
 from jepa_jax.models.patches import gather_tokens, patchify
 from jepa_jax.models.positions import interpolate_positions, sincos_positions
-from jepa_jax.models.transformer import Transformer, kernel_init
+from jepa_jax.models.transformer import INIT_STD, Transformer
 
 
 class VisionTransformer(nn.Module):
@@ -25,6 +25,7 @@ class VisionTransformer(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     scan_layers: bool = True
+    init_std: float = INIT_STD
 
     @nn.compact
     def __call__(
@@ -55,9 +56,12 @@ class VisionTransformer(nn.Module):
             # Pixels need no gradient, so gathering them first leaves no scatter to the backward.
             patches = gather_tokens(patches, index)  # [B, K, p * p * C]
             positions = positions[index]  # [B, K, D]
-        x = nn.Dense(self.embed_dim, dtype=self.dtype, kernel_init=kernel_init, name="patch_embed")(
-            patches
-        )
+        x = nn.Dense(
+            self.embed_dim,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(self.init_std),
+            name="patch_embed",
+        )(patches)
         x = x + positions.astype(self.dtype)  # [B, K, D]
         return Transformer(
             depth=self.depth,
@@ -67,6 +71,7 @@ class VisionTransformer(nn.Module):
             dtype=self.dtype,
             remat=self.remat,
             scan_layers=self.scan_layers,
+            init_std=self.init_std,
             name="transformer",
         )(x, deterministic=deterministic)
 
@@ -85,4 +90,5 @@ def make_encoder(config: Config) -> VisionTransformer:
         dtype=jnp.dtype(model.dtype),
         remat=model.remat,
         scan_layers=model.scan_layers,
+        init_std=config.init.std,
     )

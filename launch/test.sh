@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# From a fresh machine to a tested checkout. See --help.
+set -euo pipefail
+
+usage() {
+  cat <<'END'
+usage: bash launch/test.sh [--dry-run] [pytest arguments ...]
+
+Makes .venv and installs the package's dependencies and those of its tests there (once), and
+runs the test suite. Needs Python 3.11 or later, or uv; no accelerator.
+
+  --dry-run   print the commands, run none
+  other arguments go to pytest
+END
+}
+
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+arguments=()
+for argument in "$@"; do
+  case "$argument" in
+    -h | --help) usage && exit 0 ;;
+    --dry-run) dry_run=yes ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+
+make_environment -e ".[test]"
+command=(.venv/bin/python -m pytest ${arguments[@]+"${arguments[@]}"})
+if [ "$dry_run" = yes ]; then
+  run "${command[@]}"
+else
+  exec "${command[@]}"
+fi

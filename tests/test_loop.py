@@ -1,0 +1,198 @@
+"""Whole runs through `train`: resuming, stopping, and what they leave on disk."""
+
+import dataclasses
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from jepa_jax.config import resolve
+from jepa_jax.data.sources import array_source
+from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.training import checkpoint
+from jepa_jax.training.loop import train
+from jepa_jax.training.optimizer import make_optimizer
+from jepa_jax.training.schedules import make_schedules
+from jepa_jax.training.sharding import make_mesh
+from jepa_jax.training.step import abstract_state
+
+STEPS_PER_EPOCH, LAST_STEP = 10, 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """The runs below compile the same step again and again."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0.0, -1), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def source():
+    """165 images of noise: ten batches of 16 an epoch, and five images left over."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (165, 28, 28, 1), np.uint8)
+    return array_source(images, rng.integers(0, 10, 165), ("",) * 10, (28, 28))
+
+
+def short_run(tiny, accumulation_steps=1, **checkpoint_fields):
+    tiny.epochs = LAST_STEP // STEPS_PER_EPOCH
+    tiny.masks.target_scale = (0.25, 0.25)  # one size of block, one compiled step
+    tiny.masks.target_aspect_ratio = (1.0, 1.0)
+    tiny.optimizer.accumulation_steps = accumulation_steps
+    tiny.optimizer.warmup_epochs = 0.5
+    tiny.model.drop_path_rate = 0.1  # so that the random keys have to resume too
+    tiny.logging.update({"every_steps": 1, "diagnostics_every_steps": 4, "knn_every_steps": 1})
+    tiny.checkpoint.update({"every_steps": 1000, **checkpoint_fields})
+    return resolve(tiny)
+
+
+def start(config, workdir, source, *, stop_after=None):
+    """Trains; with `stop_after`, as if SIGTERM came during that step."""
+    calls = []
+
+    def knn_accuracy(target):
+        del target
+        calls.append(None)
+        if len(calls) == stop_after:
+            signal.raise_signal(signal.SIGTERM)
+        return 0.5
+
+    objective = make_objective(config)
+    return train(config, workdir, objective=objective, source=source, knn_accuracy=knn_accuracy)
+
+
+def final_state(config, workdir):
+    objective = make_objective(config)
+    schedules = make_schedules(config, STEPS_PER_EPOCH)
+    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
+    like = abstract_state(objective, optimizer, mesh=make_mesh(config.mesh))
+    return jax.device_get(checkpoint.restore(checkpoint.find(workdir), like))
+
+
+def rows(workdir):
+    parsed = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in parsed]
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_a_run_cut_anywhere_ends_bitwise_as_one_in_one_go(
+    tiny, tmp_path, source, accumulation_steps
+):
+    config = short_run(tiny, accumulation_steps)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    result = start(config, whole, source)
+    assert result["step"] == LAST_STEP
+    assert np.isfinite(result["loss"])
+
+    taken = 0
+    for stop in (1, 7, 10, 13, 19):  # the first step, mid-epoch, between epochs, before the last
+        with pytest.raises(PreemptedError, match=f"after step {stop}"):
+            start(config, cut, source, stop_after=stop - taken)
+        assert checkpoint.latest_step(cut) == stop
+        taken = stop
+    resumed = start(config, cut, source)
+    assert resumed == result
+
+    states = final_state(config, whole), final_state(config, cut)
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    assert rows(whole) == rows(cut)
+
+
+def test_a_run_changes_parameters_target_and_moments(tiny, tmp_path, source):
+    """Guards the test above: states that never change are equal too."""
+    config = short_run(tiny)
+    with pytest.raises(PreemptedError):
+        start(config, tmp_path, source, stop_after=1)
+    first = final_state(config, tmp_path)
+    start(config, tmp_path, source)
+    for a, b in zip(*map(jax.tree.leaves, (first, final_state(config, tmp_path))), strict=True):
+        assert not np.array_equal(a, b)
+
+
+def test_a_finished_run_is_left_as_it_is(tiny, tmp_path, source):
+    config = short_run(tiny)
+    start(config, tmp_path, source)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert start(config, tmp_path, source) == {"step": LAST_STEP, "loss": None}
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_checkpoints_are_kept_by_the_rules(tiny, tmp_path, source):
+    config = short_run(tiny, every_steps=3, keep_last=2, keep_every_steps=6)
+    start(config, tmp_path, source)
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {6, 12, 18, 20}
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, source, poison):
+    """One image is poisoned from the second epoch on: it is met in a step that can be computed."""
+    config = short_run(tiny, every_steps=4)
+
+    def load(index, crop, size):
+        images = source.load(index, crop, size)
+        return tf.where((index == 3)[:, None, None, None], tf.cast(poison, tf.float32), images)
+
+    poisoned = dataclasses.replace(source, load=load)
+    with pytest.raises(StoppedRunError) as stopped:
+        start(config, tmp_path, poisoned)
+    assert stopped.value.exit_code == 3
+    written = rows(tmp_path)
+    bad_step = max(row["step"] for row in written if "loss" in row) + 1
+    assert f"the loss of step {bad_step} is nan" in str(stopped.value)
+    assert all(np.isfinite(row["loss"]) for row in written if "loss" in row)
+    last_good = checkpoint.latest_step(tmp_path)
+    if last_good is None:
+        assert bad_step <= 4
+        assert "no checkpoint yet" in str(stopped.value)
+    else:
+        assert bad_step - 4 <= last_good < bad_step
+        assert f"checkpoints/{last_good}" in str(stopped.value)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(final_state(config, tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [("model", "depth", 3), ("masks", "context_tokens", 5), (None, "seed", 1)],
+)
+def test_a_workdir_of_another_run_is_refused(tiny, tmp_path, source, section, field, value):
+    config = short_run(tiny)
+    with pytest.raises(PreemptedError):
+        start(config, tmp_path, source, stop_after=1)
+    (tiny[section] if section else tiny)[field] = value
+    name = f"{section}.{field}" if section else field
+    with pytest.raises(UserError, match=rf"config\.{name} = {value}: .* another --workdir"):
+        start(resolve(tiny), tmp_path, source)
+
+
+def test_another_learning_rate_is_accepted_and_said(tiny, tmp_path, source, caplog):
+    with pytest.raises(PreemptedError):
+        start(short_run(tiny), tmp_path, source, stop_after=1)
+    tiny.optimizer.lr = 5e-4
+    start(resolve(tiny), tmp_path, source)
+    assert "config.optimizer.lr was 0.001 and is 0.0005 from here on" in caplog.text
+
+
+def test_collapse_diagnostics_are_written_when_due(tiny, tmp_path, source):
+    start(short_run(tiny), tmp_path, source)
+    written = rows(tmp_path)
+    assert [row["step"] for row in written if "effective_rank" in row] == [4, 8, 12, 16, 20]
+    names = {"loss", "lr", "weight_decay", "momentum", "gradient_norm", "parameter_norm"}
+    assert all(names <= row.keys() for row in written if "knn_accuracy" not in row)
+    assert list(tmp_path.glob("tensorboard/events*"))

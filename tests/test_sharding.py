@@ -1,0 +1,209 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import load_config_file
+from jax.sharding import PartitionSpec as P
+
+from jepa_jax.config import MeshConfig, resolve
+from jepa_jax.errors import UserError
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.training.ema import get_target
+from jepa_jax.training.optimizer import make_optimizer
+from jepa_jax.training.schedules import make_schedules
+from jepa_jax.training.sharding import batch_sharding, check_mesh, make_mesh, tree_shardings
+from jepa_jax.training.step import create_state, make_train_step
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = load_config_file("fashion_mnist")
+    config.batch_size = 8
+    config.data.image_size = (12, 16)  # a 3 x 4 grid
+    config.model.update({"embed_dim": 16, "depth": 2, "num_heads": 2, "scan_layers": True})
+    config.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 2})
+    config.masks.context_tokens = 4
+    # Adam's first steps divide gradients by their own size; a large eps keeps rounding small.
+    config.optimizer.eps = 1e-3
+    return resolve(config)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    rng = np.random.default_rng(0)
+
+    def batch():
+        patches = np.stack([rng.permutation(12) for _ in range(8)])
+        return {
+            "image": rng.normal(size=(8, 12, 16, 3)).astype(np.float32),
+            "context_index": np.sort(patches[:, :4]).astype(np.int32),  # [B, K]
+            "target_index": np.sort(patches[:, 4:].reshape(8, 2, 4)).astype(np.int32),  # [B, M, T]
+        }
+
+    return [batch() for _ in range(STEPS)]
+
+
+def train(config, mesh, batches, accumulation_steps=1):
+    """The losses of three steps, and the states before and after them."""
+    objective = make_objective(config)
+    schedules = make_schedules(config, steps_per_epoch=2)
+    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
+    start = create_state(objective, optimizer, seed=0, mesh=mesh)
+    step = make_train_step(
+        objective,
+        optimizer,
+        schedules,
+        start,
+        seed=0,
+        accumulation_steps=accumulation_steps,
+        mesh=mesh,
+    )
+    state, losses = jax.tree.map(jnp.copy, start), []
+    for batch in batches:
+        state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
+        losses.append(float(metrics["loss"]))
+    return losses, start, state
+
+
+@pytest.fixture(scope="module")
+def on_one_device(config, one_device, batches):
+    return train(config, one_device, batches)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[((8, 1, 1), 1), ((1, 8, 1), 1), ((2, 2, 2), 2)],
+    ids=["data 8", "fsdp 8", "2 x 2 x 2 in two micro-batches"],
+)
+def on_eight_devices(request, config, batches):
+    (data, fsdp, tensor), accumulation_steps = request.param
+    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
+    return mesh, train(config, mesh, batches, accumulation_steps)
+
+
+def test_every_mesh_starts_from_the_same_parameters(on_one_device, on_eight_devices):
+    _, (_, start, _) = on_eight_devices
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), start, on_one_device[1])
+
+
+def test_every_mesh_takes_the_same_steps(on_one_device, on_eight_devices):
+    _, (losses, _, state) = on_eight_devices
+    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
+    assert len(set(losses)) == STEPS
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), state, on_one_device[2]
+    )
+    _, before, after = jax.device_get(on_one_device)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, before.params)
+    assert max(jax.tree.leaves(moved)) > 1e-3  # what is compared has changed by far more
+
+
+# Which dimensions of an encoder's arrays are divided: by fsdp, by tensor.
+SPLIT = {
+    ("patch_embed", "kernel"): (1, None),  # [p * p * C, D]
+    ("attention", "qkv", "kernel"): (1, 3),  # [L, D, 3, heads, head_dim]
+    ("attention", "qkv", "bias"): (None, 2),  # [L, 3, heads, head_dim]
+    ("attention", "proj", "kernel"): (3, 1),  # [L, heads, head_dim, D]
+    ("mlp", "fc1", "kernel"): (1, 2),  # [L, D, hidden]
+    ("mlp", "fc1", "bias"): (None, 1),  # [L, hidden]
+    ("mlp", "fc2", "kernel"): (2, 1),  # [L, hidden, D]
+    ("mlp", "fc2", "bias"): (None, None),  # [L, D]
+}
+
+
+def test_parameters_moments_and_the_average_are_divided_from_start_to_end(on_eight_devices):
+    mesh, (_, start, end) = on_eight_devices
+    for state in (start, end):
+        adam = state.optimizer_state[0]
+        encoders = (
+            state.params["encoder"],
+            adam.mu["encoder"],
+            adam.nu["encoder"],
+            get_target(state.optimizer_state),
+        )
+        for encoder in encoders:
+            for path, (fsdp, tensor) in SPLIT.items():
+                leaf = encoder if path[0] == "patch_embed" else encoder["transformer"]["blocks"]
+                for name in path:
+                    leaf = leaf[name]
+                expected = list(leaf.shape)
+                if fsdp is not None:
+                    expected[fsdp] //= mesh.shape["fsdp"]
+                if tensor is not None:
+                    expected[tensor] //= mesh.shape["tensor"]
+                shapes = {shard.data.shape for shard in leaf.addressable_shards}
+                assert shapes == {tuple(expected)}, path
+                assert len(leaf.addressable_shards) == 8
+
+
+def test_a_device_holds_its_share_of_the_state(on_eight_devices):
+    mesh, (_, _, state) = on_eight_devices
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    here = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    shares = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    # At this width LayerNorm and biases, which are kept whole, are a tenth of the parameters.
+    assert 1 / shares <= here / whole <= 1 / shares + 0.15
+
+
+def test_the_batch_is_divided_over_data_and_fsdp(batches):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    image = jax.device_put(batches[0]["image"], batch_sharding(mesh))
+    assert {shard.data.shape for shard in image.addressable_shards} == {(2, 12, 16, 3)}
+    assert len({shard.index[0].start for shard in image.addressable_shards}) == 4
+
+
+def test_an_array_that_does_not_divide_is_kept_whole():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+    arrays = {
+        "mlp": {"fc1": {"kernel": np.zeros((2, 6, 12)), "bias": np.zeros((2, 10))}},
+        "attention": {"qkv": {"kernel": np.zeros((2, 8, 3, 2, 4))}},  # 2 heads, 4 ways
+        "norm": {"scale": np.zeros(8)},
+    }
+    shardings = tree_shardings(arrays, mesh)
+    assert shardings["mlp"]["fc1"]["kernel"].spec == P(None, "fsdp", "tensor")
+    assert shardings["mlp"]["fc1"]["bias"].is_fully_replicated
+    assert shardings["attention"]["qkv"]["kernel"].is_fully_replicated
+    assert shardings["norm"]["scale"].is_fully_replicated
+
+
+def test_minus_one_takes_the_devices_that_the_other_axes_leave():
+    for given, shape in (((-1, 1, 1), (8, 1, 1)), ((-1, 2, 2), (2, 2, 2)), ((-1, 1, 8), (1, 1, 8))):
+        mesh = make_mesh(MeshConfig(*given))
+        assert tuple(mesh.shape.values()) == shape
+        assert mesh.axis_names == ("data", "fsdp", "tensor")
+
+
+@pytest.mark.parametrize("axes", [(4, 1, 1), (-1, 3, 1), (-1, 16, 1), (16, 1, 1), (2, 2, 3)])
+def test_a_mesh_of_another_number_of_devices_is_refused_in_one_line(axes):
+    data, fsdp, tensor = axes
+    with pytest.raises(UserError) as error:
+        make_mesh(MeshConfig(*axes))
+    message = str(error.value)
+    assert message.startswith(f"config.mesh = data {data}, fsdp {fsdp}, tensor {tensor}: ")
+    assert message.endswith("devices, 8")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation_steps", "nearest"),
+    [(6, 1, "4 or 8"), (12, 2, "8 or 16"), (3, 1, "4"), (9, 4, "16")],
+)
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
+    batch_size, accumulation_steps, nearest
+):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))  # four shares
+    with pytest.raises(UserError) as error:
+        check_mesh(mesh, batch_size=batch_size, accumulation_steps=accumulation_steps)
+    message = str(error.value)
+    assert message.startswith(
+        f"config.batch_size = {batch_size}: must be a multiple of {4 * accumulation_steps} "
+    )
+    assert f", {nearest} say" in message
+    assert "\n" not in message
+
+
+def test_a_batch_that_divides_is_accepted():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    check_mesh(mesh, batch_size=24, accumulation_steps=3)
