@@ -6,7 +6,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.epochs = 30
+    config.epochs = 16
     config.batch_size = 64  # images per optimizer step
 
     config.data = ml_collections.ConfigDict()
@@ -44,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.init.depth_rescale = False
 
     config.masks = ml_collections.ConfigDict()
-    config.masks.context_tokens = 12
+    config.masks.context_tokens = 14  # of 49 patches
     config.masks.context_scale = (0.85, 1.0)
     config.masks.num_targets = 4
     config.masks.target_scale = (0.15, 0.2)
@@ -58,9 +58,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.start_lr = 2e-4
-    config.optimizer.lr = 1e-3
+    config.optimizer.lr = 1.5e-3
     config.optimizer.final_lr = 1e-6
-    config.optimizer.warmup_epochs = 3.0
+    config.optimizer.warmup_epochs = 2.0
     config.optimizer.reference_batch_size = 0  # the rates are for this batch size
     config.optimizer.weight_decay = 0.04
     config.optimizer.final_weight_decay = 0.4
@@ -82,8 +82,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.logging = ml_collections.ConfigDict()
     config.logging.every_steps = 50
-    config.logging.diagnostics_every_steps = 200
-    config.logging.knn_every_steps = 0
+    config.logging.diagnostics_every_steps = 50
+    config.logging.knn_every_steps = 500
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 1000

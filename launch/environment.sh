@@ -47,7 +47,7 @@ make_environment() {
   python="$(find_python)"
   if command -v uv >/dev/null 2>&1; then
     [ -x .venv/bin/python ] || run uv venv --quiet --python "${python:-3.12}" .venv
-    run uv pip install --quiet --python .venv/bin/python "$@"
+    run uv pip install --quiet --compile-bytecode --python .venv/bin/python "$@"
   else
     [ -n "$python" ] || fail "no Python 3.11 to 3.13 found: install one" \
       "(Debian/Ubuntu: apt-get install python3 python3-venv; macOS: brew install python@3.12)," \

@@ -22,6 +22,7 @@ REPOSITORY = pathlib.Path(__file__).parent.parent
 # Shapes and types of annotated functions are checked at each call while the tests run.
 install_import_hook("jepa_jax", "beartype.beartype")
 
+
 def load_config_file(name: str) -> ml_collections.ConfigDict:
     """`get_config()` of a file in configs/."""
     path = REPOSITORY / "configs" / f"{name}.py"
@@ -46,6 +47,8 @@ def tiny() -> ml_collections.ConfigDict:
 @pytest.fixture(scope="session")
 def one_device() -> jax.sharding.Mesh:
     return jax.make_mesh(
-        (1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3,
+        (1, 1, 1),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
         devices=jax.devices()[:1],
     )

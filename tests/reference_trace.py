@@ -1,7 +1,7 @@
 """Reads a recording of the published code, and maps its parameters onto ours.
 
-The checkpoints are zip files of raw arrays and a pickle that says how to assemble them. Reading them
-here, with an unpickler that knows four names and runs no other code, spares the test PyTorch.
+The checkpoints are zip files of raw arrays and a pickle that says how to assemble them. Reading
+them here, with an unpickler that knows four names and runs no other code, spares the test PyTorch.
 """
 
 import collections

@@ -25,9 +25,7 @@ def config(tiny):
 def saved(config, tmp_path, one_device):
     """A state and the folder of its checkpoint."""
     objective = make_objective(config)
-    optimizer = make_optimizer(
-        config.optimizer, make_schedules(config, 10), objective.target_of
-    )
+    optimizer = make_optimizer(config.optimizer, make_schedules(config, 10), objective.target_of)
     state = create_state(objective, optimizer, seed=0, mesh=one_device)
     # All leaves different, so that no two can be mixed up.
     leaves, structure = jax.tree.flatten(state)
@@ -103,7 +101,7 @@ def test_another_type_is_refused(saved, config):
     half = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jax.numpy.bfloat16), target_shapes(config)
     )
-    with pytest.raises(UserError, match="is float32.*, not bfloat16"):
+    with pytest.raises(UserError, match=r"is float32.*, not bfloat16"):
         checkpoint.restore_target(saved[1], half)
 
 

@@ -14,13 +14,20 @@ from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
 from jepa_jax.train import main as train_main
 
 CONFIG = str(REPOSITORY / "configs" / "fashion_mnist.py")
-TINY = (
-    "--config.epochs=1 --config.batch_size=2000 --config.model.patch_size=7 "
-    "--config.model.embed_dim=16 --config.model.depth=1 --config.predictor.embed_dim=8 "
-    "--config.predictor.depth=1 --config.masks.context_tokens=4 --config.masks.num_targets=2 "
-    "--config.logging.every_steps=1 --config.logging.diagnostics_every_steps=2 "
-    "--config.logging.knn_every_steps=0"
-).split()
+TINY = [
+    "--config.epochs=1",
+    "--config.batch_size=2000",
+    "--config.model.patch_size=7",
+    "--config.model.embed_dim=16",
+    "--config.model.depth=1",
+    "--config.predictor.embed_dim=8",
+    "--config.predictor.depth=1",
+    "--config.masks.context_tokens=4",
+    "--config.masks.num_targets=2",
+    "--config.logging.every_steps=1",
+    "--config.logging.diagnostics_every_steps=2",
+    "--config.logging.knn_every_steps=0",
+]
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess:

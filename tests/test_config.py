@@ -187,6 +187,7 @@ NOT_NEGATIVE = [
         ("optimizer__b2", -0.5, "below 1"),
         ("optimizer__eps", 0.0, "above 0"),
         ("model__mlp_ratio", -4.0, "above 0"),
+        ("init__std", 0.0, "above 0"),
         ("data__eval_crop", 0.0, "above 0"),
         ("data__eval_crop", 1.5, "at most 1"),
         ("data__std", (0.3, 0.0, 0.3), "above 0"),

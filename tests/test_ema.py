@@ -73,7 +73,7 @@ def test_the_average_is_float32_because_one_in_bfloat16_would_not_move():
         )
     assert in_bfloat16 == 1.0
 
-    average = follow_parameters(lambda step: m, lambda tree: tree)  # noqa: ARG005
+    average = follow_parameters(lambda step: m, lambda tree: tree)
     params = jnp.ones(3, jnp.bfloat16)
     state = average.init(params)
     assert state.target.dtype == jnp.float32

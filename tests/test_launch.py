@@ -116,7 +116,7 @@ def test_uv_makes_up_for_a_missing_python(checkout, machine):
     write_tool(machine / "uv", FAKE_UV)
     _, calls = call(checkout, machine, "quickstart.sh", "--dry-run", TOO_OLD="1")
     assert calls == []
-    done, calls = call(checkout, machine, "quickstart.sh", TOO_OLD="1")
+    _, calls = call(checkout, machine, "quickstart.sh", TOO_OLD="1")
     assert "--python 3.12" in calls[0]
 
 

@@ -8,12 +8,13 @@ from jax.extend import core
 from PIL import Image
 from scipy.special import erf, softmax
 
+from jepa_jax.config import resolve
 from jepa_jax.models.patches import gather_tokens, patchify
 from jepa_jax.models.positions import interpolate_positions, sincos_positions
-from jepa_jax.models.predictor import Predictor
+from jepa_jax.models.predictor import Predictor, make_predictor
 from jepa_jax.models.sizes import vit_size
 from jepa_jax.models.transformer import Block, Transformer, rescale_by_depth
-from jepa_jax.models.vision_transformer import VisionTransformer
+from jepa_jax.models.vision_transformer import VisionTransformer, make_encoder
 
 GRID, PATCH, WIDTH, DEPTH, HEADS = (3, 4), 2, 16, 3, 2
 PREDICTOR_WIDTH = 8
@@ -532,9 +533,10 @@ def test_branches_layers_and_examples_are_dropped_independently(branches):
 
 
 def test_a_dropped_example_passes_its_block_unchanged():
-    block = Block(num_heads=2, mlp_ratio=2.0, dtype=jnp.float32, stochastic=True)
+    fields = {"num_heads": 2, "mlp_ratio": 2.0, "dtype": jnp.float32, "init_std": 0.02}
+    block = Block(**fields, stochastic=True)
     x = jnp.asarray(np.random.default_rng(6).normal(size=(64, 3, 8)), jnp.float32)
-    params = random_params(Block(2, 2.0, jnp.float32, stochastic=False), x, jnp.float32(0.5))
+    params = random_params(Block(**fields, stochastic=False), x, jnp.float32(0.5))
     run = jax.jit(
         lambda key: block.apply({"params": params}, x, jnp.float32(0.5), rngs={"drop_path": key})[0]
     )
@@ -549,12 +551,17 @@ def test_a_dropped_example_passes_its_block_unchanged():
 def initial(images):
     """The parameters of an encoder and of a predictor, by their paths."""
     encoder = VisionTransformer(**ENCODER)
-    predictor = Predictor(grid=GRID, output_dim=WIDTH, embed_dim=64, depth=2, num_heads=2)
+    predictor = Predictor(
+        grid=GRID, output_dim=WIDTH, embed_dim=64, depth=2, num_heads=2, init_std=0.05
+    )
 
     @jax.jit
     def init(key):
         context = jnp.zeros((*CONTEXT.shape, WIDTH))
-        return encoder.init(key, images), predictor.init(key, context, CONTEXT, TARGETS)
+        return {
+            "encoder": encoder.init(key, images),
+            "predictor": predictor.init(key, context, CONTEXT, TARGETS),
+        }
 
     leaves, _ = jax.tree_util.tree_flatten_with_path(init(jax.random.key(0)))
     return {
@@ -563,14 +570,20 @@ def initial(images):
     }
 
 
-def test_kernels_and_the_mask_vector_start_normal_with_deviation_0_02(initial):
+def test_kernels_and_the_mask_vector_start_normal_with_the_given_deviation(initial):
     names = [name for name in initial if name.endswith(("kernel", "mask_token"))]
     assert len(names) == 1 + 4 + 2 + 4 + 1  # patch_embed; blocks; embed, proj; blocks; mask_token
     for name in names:
         values = initial[name].ravel()
+        deviation = 0.02 if name.startswith("encoder") else 0.05  # 0.02: the published default
         error = 5 / math.sqrt(2 * values.size)  # of an estimated deviation, five times
-        np.testing.assert_allclose(values.std(), 0.02, rtol=error)
-        assert abs(values.mean()) < 5 * 0.02 / math.sqrt(values.size)
+        np.testing.assert_allclose(values.std(), deviation, rtol=error)
+        assert abs(values.mean()) < 5 * deviation / math.sqrt(values.size)
+
+
+def test_the_configured_deviation_reaches_both_networks(tiny):
+    tiny.init.std = 0.07
+    assert make_encoder(resolve(tiny)).init_std == make_predictor(resolve(tiny)).init_std == 0.07
 
 
 def test_biases_start_at_0_and_layer_norm_scales_at_1(initial):

@@ -41,7 +41,7 @@ def line_objective():
         },
         loss=loss,
         target_of=lambda params: params["encoder"],
-        encode=lambda target, images: images,  # noqa: ARG005
+        encode=lambda target, images: images,
     )
 
 

@@ -19,6 +19,9 @@ from jepa_jax.errors import StoppedRunError, UserError
 
 Batch = dict[str, np.ndarray]
 
+# No stage has Python control flow on tensors, so none needs AutoGraph to rewrite its source.
+_graph = tf.autograph.experimental.do_not_convert
+
 
 def steps_per_epoch(config: Config, num_examples: int) -> int:
     """Whole batches in the data set; the rest of an epoch's permutation is dropped.
@@ -85,6 +88,7 @@ def _train_dataset(
     calls_per_step = batch_size // per_call
     sampler = mask_sampler(config)
 
+    @_graph
     def load(call: tf.Tensor) -> dict[str, tf.Tensor]:
         number = call * per_call + tf.range(per_call, dtype=tf.int64)  # [per_call]
         epoch, index = _locate(config, source, number)
@@ -103,6 +107,7 @@ def _train_dataset(
         image = _normalize(source.load(index, crop, data.image_size), data)
         return {"image": image, "number": number, "example_index": index}
 
+    @_graph
     def add_masks(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         number, index = batch.pop("number"), batch["example_index"]
         epoch, _ = _locate(config, source, number)
@@ -175,7 +180,7 @@ def eval_batches(
     filled = np.pad(index, (0, num_batches * batch_size - len(index)), mode="edge")
     dataset = tf.data.Dataset.from_tensor_slices(filled.astype(np.int64))
     dataset = dataset.batch(per_call, drop_remainder=True).map(
-        lambda i: _normalize(source.load(i, _centre(data), data.image_size), data),
+        _graph(lambda i: _normalize(source.load(i, _centre(data), data.image_size), data)),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )

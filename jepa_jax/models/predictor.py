@@ -41,14 +41,14 @@ class Predictor(nn.Module):
         """
         B, K, _ = context.shape
         _, M, T = target_index.shape
-        positions = jnp.asarray(sincos_positions(self.grid, self.embed_dim), self.dtype)  # [N, P]
+        positions = jnp.asarray(sincos_positions(self.grid, self.embed_dim))  # [N, P], float32
         kernel_init = nn.initializers.normal(self.init_std)
         dense = {"dtype": self.dtype, "kernel_init": kernel_init}
 
         context = nn.Dense(self.embed_dim, name="embed", **dense)(context)
         context = context + positions[context_index]  # [B, K, P]
         mask_token = self.param("mask_token", kernel_init, (self.embed_dim,))
-        queries = mask_token.astype(self.dtype) + positions[target_index]  # [B, M, T, P]
+        queries = mask_token + positions[target_index]  # [B, M, T, P]
 
         context = jnp.broadcast_to(context[:, None], (B, M, K, self.embed_dim))
         x = jnp.concatenate([context, queries], axis=2)  # [B, M, K + T, P]

@@ -95,6 +95,10 @@ class Transformer(nn.Module):
     The parameters of all blocks are stacked along a first axis of length `depth`, whether the
     blocks run as a compiled loop (`scan_layers`) or unrolled: the numbers and the checkpoints are
     the same, and only compile time and fusion differ.
+
+    `dtype` is that of the matrix products. What runs past the branches, and is added to by them,
+    stays float32, as in the published code's mixed precision: in bfloat16 small branches would be
+    rounded away. The output is float32.
     """
 
     depth: int
@@ -131,7 +135,7 @@ class Transformer(nn.Module):
             name="blocks",
         )
         x, _ = blocks(x, jnp.linspace(0.0, self.drop_path_rate, self.depth))
-        return layer_norm(self.dtype, "norm")(x)
+        return layer_norm(jnp.float32, "norm")(x)
 
 
 def rescale_by_depth(params: dict[str, Any]) -> dict[str, Any]:

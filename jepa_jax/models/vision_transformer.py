@@ -44,7 +44,7 @@ class VisionTransformer(nn.Module):
           deterministic: no stochastic depth; otherwise the stream "drop_path" is needed.
 
         Returns:
-          Tokens after the last LayerNorm, in `dtype`.
+          Tokens after the last LayerNorm, float32.
         """
         positions = interpolate_positions(
             sincos_positions(self.grid, self.embed_dim),
@@ -62,7 +62,7 @@ class VisionTransformer(nn.Module):
             kernel_init=nn.initializers.normal(self.init_std),
             name="patch_embed",
         )(patches)
-        x = x + positions.astype(self.dtype)  # [B, K, D]
+        x = x + positions  # [B, K, D], float32 from here on
         return Transformer(
             depth=self.depth,
             num_heads=self.num_heads,

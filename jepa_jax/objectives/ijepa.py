@@ -50,7 +50,7 @@ def make_objective(config: Config) -> Objective:
         return prediction_loss(predictions, targets, config.objective.loss)
 
     def encode(target: Any, images: Array) -> Array:
-        return encoder.apply({"params": target}, images).astype(jnp.float32)
+        return encoder.apply({"params": target}, images)
 
     return Objective(
         init=init, loss=loss, target_of=lambda params: params["encoder"], encode=encode

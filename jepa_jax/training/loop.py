@@ -15,7 +15,7 @@ from jepa_jax.config import Config
 from jepa_jax.data.masks import check_feasible
 from jepa_jax.data.pipeline import batch_shapes, mask_sampler, steps_per_epoch, train_batches
 from jepa_jax.data.sources import Source
-from jepa_jax.errors import PreemptedError, StoppedRunError
+from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
 from jepa_jax.objectives.objective import Objective
 from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import compile_for_shapes
@@ -75,6 +75,10 @@ def train(
     optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
 
     # Where to start.
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: can't write there: {error.strerror}") from None
     start_step = checkpoint.latest_step(workdir) or 0
     if start_step:
         folder = checkpoint.find(workdir)
@@ -143,6 +147,7 @@ def train(
                 progress.advance()
                 fallbacks += fallback
                 if due(step, config.logging.knn_every_steps) and knn_accuracy is not None:
+                    settle(keep=0)  # which this waits for anyway; and rows stay in order
                     accuracy = knn_accuracy(get_target(state.optimizer_state))
                     progress.say(f"step {step}: k-NN accuracy {accuracy:.3f}")
                     writer.write(step, {"knn_accuracy": accuracy})

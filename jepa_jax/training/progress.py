@@ -5,6 +5,9 @@ import time
 
 import tqdm
 
+# All metrics are on disk; these are worth a look while a run goes on.
+_SHOWN = ("loss", "lr", "gradient_norm", "effective_rank")
+
 
 class Progress:
     """Images per second are measured between reports, as is the time that remains."""
@@ -34,7 +37,7 @@ class Progress:
             self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {images_per_second:,.0f} img/s")
             return images_per_second
         minutes, seconds = divmod(round((self._end_step - step) * seconds_per_step), 60)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        shown = "  ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
         self.say(
             f"step {step}/{self._end_step}  {shown}  {images_per_second:,.0f} img/s  "
             f"{minutes}:{seconds:02d} left"

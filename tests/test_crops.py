@@ -1,0 +1,83 @@
+"""Crops: inside the image, of the right sizes, at uniform places."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+
+from jepa_jax.data.crops import center_crop, random_resized_crop
+
+
+def draw(height, width, n=4000, scale=(0.3, 1.0), aspect_ratio=(3 / 4, 4 / 3), **keys):
+    keys = {"seed": 0, "epoch": tf.constant(0, tf.int64), **keys}
+    return random_resized_crop(
+        tf.fill([n], height),
+        tf.fill([n], width),
+        scale=scale,
+        aspect_ratio=aspect_ratio,
+        index=tf.range(n, dtype=tf.int64),
+        **keys,
+    ).numpy()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (28, 28), (375, 500), (64, 48)])
+def test_boxes_lie_inside_the_image(size):
+    top, left, height, width = draw(*size, n=500).T
+    assert min(top.min(), left.min()) >= 0
+    assert min(height.min(), width.min()) >= 1
+    assert (top + height <= size[0]).all()
+    assert (left + width <= size[1]).all()
+
+
+def test_areas_and_shapes_are_drawn_as_configured():
+    """In a wide range of which nothing is refused, both are uniform: area, and log of the ratio."""
+    _, _, height, width = draw(1000, 1000, scale=(0.1, 0.4), aspect_ratio=(0.5, 2.0)).T
+    area, ratio = height * width / 1e6, width / height
+    assert scipy.stats.kstest((area - 0.1) / 0.3, "uniform").pvalue > 0.01
+    position = np.log(ratio / 0.5) / np.log(4)
+    assert scipy.stats.kstest(position, "uniform").pvalue > 0.01
+
+
+def test_every_place_that_fits_is_equally_likely():
+    top, left, height, width = draw(8, 8, n=20000, scale=(0.25, 0.25), aspect_ratio=(1.0, 1.0)).T
+    assert (height == 4).all()
+    assert (width == 4).all()
+    assert scipy.stats.chisquare(np.bincount(top * 5 + left, minlength=25)).pvalue > 0.001
+
+
+def test_a_crop_that_cannot_fit_becomes_the_centre():
+    boxes = draw(10, 200, n=50, scale=(0.9, 1.0), aspect_ratio=(0.5, 0.5))
+    assert (boxes == [0, 95, 10, 10]).all()
+
+
+def test_a_crop_depends_on_seed_epoch_and_example_alone():
+    first = draw(100, 100, n=64)
+    np.testing.assert_array_equal(first, draw(100, 100, n=64))
+    alone = random_resized_crop(
+        tf.constant([100]),
+        tf.constant([100]),
+        scale=(0.3, 1.0),
+        aspect_ratio=(3 / 4, 4 / 3),
+        seed=0,
+        epoch=tf.constant(0, tf.int64),
+        index=tf.constant([17], tf.int64),
+    ).numpy()
+    np.testing.assert_array_equal(alone[0], first[17])
+    assert (first != draw(100, 100, n=64, seed=1)).any()
+    assert (first != draw(100, 100, n=64, epoch=tf.constant(1, tf.int64))).any()
+
+
+@pytest.mark.parametrize(
+    ("size", "aspect_ratio", "share", "box"),
+    [
+        ((28, 28), 1.0, 1.0, [0, 0, 28, 28]),
+        ((375, 500), 1.0, 1.0, [0, 62, 375, 375]),
+        ((500, 375), 1.0, 0.875, [86, 23, 328, 328]),
+        ((100, 100), 2.0, 1.0, [25, 0, 50, 100]),
+        ((1, 9), 1.0, 0.1, [0, 4, 1, 1]),
+    ],
+)
+def test_centre_crops_are_centred(size, aspect_ratio, share, box):
+    height, width = tf.constant([size[0]]), tf.constant([size[1]])
+    ours = center_crop(height, width, aspect_ratio=aspect_ratio, share=share)
+    assert ours.numpy().tolist() == [box]

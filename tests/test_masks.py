@@ -1,0 +1,382 @@
+"""Multi-block masks against exact enumeration, statistics, and their invariants."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+from conftest import load_config_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jepa_jax.config import MaskConfig
+from jepa_jax.data import masks
+from jepa_jax.data.masks import MaskSampler, check_feasible, visible_counts
+from jepa_jax.errors import UserError
+
+PAPER = MaskConfig(
+    context_tokens=51,
+    context_scale=(0.85, 1.0),
+    num_targets=4,
+    target_scale=(0.15, 0.2),
+    target_aspect_ratio=(0.75, 1.5),
+    allow_overlap=False,
+    published=False,
+)
+
+
+def sampler_of(grid=(14, 14), seed=0, **fields):
+    return MaskSampler(dataclasses.replace(PAPER, **fields), grid, seed)
+
+
+def draw(sampler, *, num_steps=1, batch_size=64, epoch=0):
+    """Masks of several steps, each of examples of its own: list of dicts of NumPy arrays."""
+
+    @tf.function(autograph=False)
+    def one(step):
+        index = step * batch_size + tf.range(batch_size, dtype=tf.int64)
+        return sampler.draw(step, tf.constant(epoch, tf.int64), index)
+
+    steps = tf.range(num_steps, dtype=tf.int64)
+    return [{k: v.numpy() for k, v in one(step).items()} for step in steps]
+
+
+def sizes_by_hand(grid, scale, aspect_ratio, limit, points=200_001):
+    """Block sizes and their probabilities, by a fine grid of the one uniform number."""
+    counts = {}
+    for u in np.linspace(0, 1, points, endpoint=False):
+        area = int(grid[0] * grid[1] * (scale[0] + u * (scale[1] - scale[0])))
+        ratio = aspect_ratio[0] + u * (aspect_ratio[1] - aspect_ratio[0])
+        size = (round((area * ratio) ** 0.5), round((area / ratio) ** 0.5))
+        size = (min(size[0], limit[0]), min(size[1], limit[1]))
+        counts[size] = counts.get(size, 0) + 1 / points
+    return counts
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (16, 16), (8, 12)])
+@pytest.mark.parametrize("published", [False, True])
+def test_block_sizes_have_the_exact_distribution(grid, published):
+    sampler = sampler_of(grid, published=published)
+    limit = tuple(n - published for n in grid)
+    for table, scale, ratio in (
+        (sampler.target_size_table, (0.15, 0.2), (0.75, 1.5)),
+        (sampler.context_size_table, (0.85, 1.0), (1.0, 1.0)),
+    ):
+        expected = sizes_by_hand(grid, scale, ratio, limit)
+        sizes, counts = np.unique(table, axis=0, return_counts=True)
+        ours = {tuple(map(int, s)): c / len(table) for s, c in zip(sizes, counts, strict=True)}
+        assert ours.keys() == expected.keys()
+        assert all(abs(ours[size] - expected[size]) < 1e-4 for size in ours)
+
+
+@pytest.mark.parametrize(
+    ("grid", "lengths"), [((14, 14), {30, 35, 36, 40}), ((16, 16), {35, 36, 42, 48, 54})]
+)
+def test_target_lengths_are_the_few_of_the_design(grid, lengths):
+    shares = sampler_of(grid).target_lengths()
+    assert shares.keys() == lengths
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_steps_draw_their_sizes_by_that_distribution():
+    sampler = sampler_of()
+    dataset = tf.data.Dataset.range(1500).map(sampler.block_sizes)
+    sizes = np.stack(list(dataset.as_numpy_iterator()))  # [S, 1 + M, 2]
+    assert (sizes[:, 1:] == sizes[:, 1:2]).all()  # all targets of a step share one size
+    shares = sampler.target_lengths()
+    lengths = sizes[:, 1].prod(axis=1)
+    observed = [np.sum(lengths == length) for length in shares]
+    expected = [1500 * share for share in shares.values()]
+    assert scipy.stats.chisquare(observed, expected).pvalue > 0.001
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_corners_are_uniform_over_all_that_fit(published):
+    """Published: the last row and column of corners never occur (its off-by-one)."""
+    sampler = sampler_of(published=published)
+    sizes = tf.constant([[13, 13], [5, 7], [5, 7], [5, 7], [5, 7]])
+    index = tf.range(20000, dtype=tf.int64)
+    corners = sampler.corners(sizes, tf.constant(0, tf.int64), index, 0).numpy()
+    for block, (height, width) in enumerate(sizes.numpy()):
+        rows, columns = 15 - height - published, 15 - width - published
+        flat = corners[:, block, 0] * columns + corners[:, block, 1]
+        assert corners[:, block].max(axis=0).tolist() == [rows - 1, columns - 1]
+        counts = np.bincount(flat, minlength=rows * columns)
+        assert rows * columns == 1 or scipy.stats.chisquare(counts).pvalue > 0.001
+
+
+def visible_by_hand(corners, sizes, grid):
+    """Patches of the context block (first) outside of the others, by slices: bool [H, W]."""
+    visible = np.zeros(grid, bool)
+    for block, ((top, left), (height, width)) in enumerate(zip(corners, sizes, strict=True)):
+        visible[top : top + height, left : left + width] = block == 0
+    return visible
+
+
+def test_visible_patches_are_the_context_block_less_the_targets():
+    sampler = sampler_of((9, 14))
+    sizes = sampler.block_sizes(tf.constant(3, tf.int64))
+    corners = sampler.corners(sizes, tf.constant(0, tf.int64), tf.range(50, dtype=tf.int64), 0)
+    ours = sampler.visible(corners, sizes).numpy()
+    for example in range(50):
+        by_hand = visible_by_hand(corners.numpy()[example], sizes.numpy(), (9, 14))
+        np.testing.assert_array_equal(ours[example], by_hand.ravel())
+
+
+def test_visible_counts_follow_an_independent_simulation():
+    """The same distribution from NumPy's own generator: mean and quantiles."""
+    rng = np.random.default_rng(0)
+    target = sizes_by_hand((14, 14), (0.15, 0.2), (0.75, 1.5), (14, 14), 20_001)
+    context = sizes_by_hand((14, 14), (0.85, 1.0), (1.0, 1.0), (14, 14), 20_001)
+    counts = []
+    for _ in range(8000):
+        pair = [
+            list(sizes)[rng.choice(len(sizes), p=np.array(list(sizes.values())))]
+            for sizes in (context, target)
+        ]
+        sizes = [pair[0]] + [pair[1]] * 4
+        corners = [[rng.integers(14 - h + 1), rng.integers(14 - w + 1)] for h, w in sizes]
+        counts.append(visible_by_hand(corners, sizes, (14, 14)).sum())
+    ours = visible_counts(sampler_of(), num_steps=400, batch_size=20).ravel()
+    assert ours.mean() == pytest.approx(np.mean(counts), abs=1.5)
+    np.testing.assert_allclose(
+        np.quantile(ours, (0.1, 0.5, 0.9)), np.quantile(counts, (0.1, 0.5, 0.9)), atol=3
+    )
+
+
+def test_published_mode_sees_what_the_published_code_saw():
+    sampler = sampler_of(published=True)
+    counts = visible_counts(sampler, num_steps=1000, batch_size=20)
+    assert counts.mean() == pytest.approx(81.6, abs=1.0)
+    assert counts.min() >= 25
+    assert counts.max() <= 135
+    for batch in draw(sampler, num_steps=60):
+        for name in ("context_index", "target_index"):
+            row, column = np.divmod(batch[name], 14)
+            assert row.max() < 13
+            assert column.max() < 13
+
+
+def test_published_mode_keeps_the_first_patches_in_raster_order():
+    sampler = sampler_of(published=True)
+    step, epoch, index = tf.constant(0, tf.int64), tf.constant(0, tf.int64), tf.range(64)
+    sizes = sampler.block_sizes(step)
+    corners = sampler.corners(sizes, epoch, tf.cast(index, tf.int64), 0)
+    visible = sampler.visible(corners, sizes).numpy()
+    ours = sampler.draw(step, epoch, tf.cast(index, tf.int64))["context_index"].numpy()
+    enough = visible.sum(axis=1) >= 51  # the others were redrawn
+    assert enough.sum() > 40
+    for example in np.flatnonzero(enough):
+        np.testing.assert_array_equal(ours[example], np.flatnonzero(visible[example])[:51])
+
+
+@pytest.fixture(scope="module")
+def many():
+    return draw(sampler_of(), num_steps=150, batch_size=128)
+
+
+def test_all_rows_and_columns_occur_and_visibility_is_symmetric(many):
+    """Corners are unbiased, so a patch is seen as often as its mirror images."""
+    seen = np.zeros(196)
+    for batch in many:
+        seen += np.bincount(batch["context_index"].ravel(), minlength=196)
+    seen = seen.reshape(14, 14) / sum(len(batch["context_index"]) for batch in many)
+    assert seen.min() > 0.05
+    for mirrored in (seen[::-1], seen[:, ::-1]):
+        np.testing.assert_allclose(seen, mirrored, atol=0.035)
+    assert (np.bincount(np.concatenate([b["target_index"].ravel() for b in many])) > 0).all()
+
+
+def check_invariants(batch, sampler):
+    num_patches = sampler.grid[0] * sampler.grid[1]
+    context, targets = batch["context_index"], batch["target_index"]
+    assert context.dtype == targets.dtype == np.int32
+    assert context.shape[1] == sampler.masks.context_tokens
+    assert targets.shape[1] == sampler.masks.num_targets
+    for index in (context, targets):
+        assert index.min() >= 0
+        assert index.max() < num_patches
+        assert (np.diff(index, axis=-1) > 0).all()  # sorted and unique
+    if not sampler.masks.allow_overlap:
+        for one_context, one_targets in zip(context, targets, strict=True):
+            assert not np.isin(one_context, one_targets).any()
+
+
+def test_indices_are_sorted_unique_in_range_and_disjoint(many):
+    for batch in many[:20]:
+        check_invariants(batch, sampler_of())
+        assert not batch["mask_fallback"].any()
+
+
+def test_targets_are_rectangles_of_the_steps_size(many):
+    sampler = sampler_of()
+    for step, batch in enumerate(many[:10]):
+        height, width = sampler.block_sizes(tf.constant(step, tf.int64)).numpy()[1]
+        row, column = np.divmod(batch["target_index"], 14)
+        assert batch["target_index"].shape[2] == height * width
+        assert (row.max(-1) - row.min(-1) == height - 1).all()
+        assert (column.max(-1) - column.min(-1) == width - 1).all()
+
+
+def test_the_context_is_a_uniform_subset_of_the_visible_patches():
+    """With one place for everything, each of the 30 visible patches is kept as often as another."""
+    sampler = sampler_of(
+        (6, 6),
+        context_tokens=10,
+        context_scale=(1.0, 1.0),
+        num_targets=1,
+        target_scale=(1 / 6, 1 / 6),
+        target_aspect_ratio=(6.0, 6.0),  # a 6 x 1 column
+    )
+    (batch,) = draw(sampler, batch_size=12000)
+    column = batch["target_index"][:, 0, 0]
+    kept = batch["context_index"][column == 2]
+    counts = np.bincount(kept.ravel(), minlength=36)
+    assert (counts.reshape(6, 6)[:, 2] == 0).all()
+    counts = counts.reshape(6, 6)[:, [0, 1, 3, 4, 5]]
+    # Draws without replacement vary less than chi-square's, so only large values are a sign.
+    assert scipy.stats.chisquare(counts.ravel()).pvalue > 0.001
+
+
+def test_overlap_is_allowed_when_asked_for():
+    sampler = sampler_of(allow_overlap=True, context_tokens=120)
+    (batch,) = draw(sampler, batch_size=32)
+    check_invariants(batch, sampler)
+    overlap = [np.isin(c, t).any() for c, t in zip(*(batch[n] for n in ORDER), strict=True)]
+    assert all(overlap)
+
+
+ORDER = ("context_index", "target_index")
+
+
+def test_masks_do_not_depend_on_parallelism():
+    sampler = sampler_of()
+
+    def batches(num_parallel_calls):
+        dataset = tf.data.Dataset.range(12).map(
+            lambda step: sampler.draw(step, step // 6, step * 16 + tf.range(16, dtype=tf.int64)),
+            num_parallel_calls=num_parallel_calls,
+        )
+        return list(dataset.as_numpy_iterator())
+
+    expected = batches(None)
+    for num_parallel_calls in (1, 2, tf.data.AUTOTUNE):
+        for ours, one in zip(batches(num_parallel_calls), expected, strict=True):
+            for name in one:
+                np.testing.assert_array_equal(ours[name], one[name])
+
+
+def test_an_examples_masks_can_be_drawn_alone():
+    """So any host can draw those of its own examples."""
+    sampler = sampler_of()
+    batch = draw(sampler, num_steps=3, batch_size=32)[2]
+    step, epoch = tf.constant(2, tf.int64), tf.constant(0, tf.int64)
+    for example in (0, 9, 31):
+        alone = sampler.draw(step, epoch, tf.constant([64 + example], tf.int64))
+        for name in ORDER:
+            np.testing.assert_array_equal(alone[name][0], batch[name][example])
+
+
+def test_masks_change_with_seed_epoch_and_example():
+    base = draw(sampler_of())[0]
+    others = (draw(sampler_of(seed=1))[0], draw(sampler_of(), epoch=1)[0])
+    for other in others:
+        assert not np.array_equal(base["context_index"], other["context_index"])
+    assert len(np.unique(base["context_index"], axis=0)) == 64
+
+
+def test_the_stage_is_tensorflow_operations_only():
+    sampler = sampler_of()
+    function = tf.function(sampler.draw, autograph=False).get_concrete_function(
+        *(tf.TensorSpec(shape, tf.int64) for shape in ([], [], [8]))
+    )
+    operations = {node.op for node in function.graph.as_graph_def().node}
+    operations |= {
+        node.op for f in function.graph.as_graph_def().library.function for node in f.node_def
+    }
+    assert not {op for op in operations if "PyFunc" in op}
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(4, 18),
+    columns=st.integers(4, 18),
+    num_targets=st.integers(1, 5),
+    scale=st.floats(0.05, 0.3),
+    share=st.floats(0.02, 0.3),
+    published=st.booleans(),
+    allow_overlap=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_invariants_hold_on_any_grid(
+    rows, columns, num_targets, scale, share, published, allow_overlap, seed
+):
+    sampler = sampler_of(
+        (rows, columns),
+        seed,
+        num_targets=num_targets,
+        target_scale=(scale, scale * 1.3),
+        context_tokens=max(1, int(share * rows * columns)),
+        published=published,
+        allow_overlap=allow_overlap,
+    )
+    try:
+        check_feasible(sampler)
+    except UserError:
+        return
+    for batch in draw(sampler, num_steps=2, batch_size=8):
+        check_invariants(batch, sampler)
+        assert batch["target_index"].shape[2] in sampler.target_lengths()
+
+
+def test_when_no_draw_fits_all_targets_share_one_place(monkeypatch):
+    """Forced: only the first draw is tried, and 100 visible patches are too many for most."""
+    monkeypatch.setattr(masks, "MAX_DRAWS", 1)
+    sampler = sampler_of(context_tokens=100)
+    (batch,) = draw(sampler, batch_size=256)
+    fallback = batch["mask_fallback"]
+    assert 0.3 < fallback.mean() < 0.99
+    check_invariants(batch, sampler)
+    targets = batch["target_index"]
+    assert (targets[fallback] == targets[fallback][:, :1]).all()
+    assert (targets[~fallback] != targets[~fallback][:, :1]).any(axis=(1, 2)).all()
+
+
+def test_redrawing_gives_up_after_a_bounded_number_of_draws():
+    """150 patches can't be visible beside the targets, yet this returns."""
+    (batch,) = draw(sampler_of(context_tokens=150), batch_size=4)
+    assert batch["mask_fallback"].all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"context_tokens": 120}, r"context_tokens = 120: .*% .* the largest that works is \d+"),
+        ({"target_scale": (1.0, 1.0)}, "the targets cover the grid"),
+        ({"target_scale": (0.001, 0.001)}, "some target blocks have no patch"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, message):
+    with pytest.raises(UserError, match=message) as error:
+        check_feasible(sampler_of(**fields))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (7, 7), (6, 20)])
+def test_the_largest_k_that_is_named_works(grid):
+    with pytest.raises(UserError) as error:
+        check_feasible(sampler_of(grid, context_tokens=grid[0] * grid[1]))
+    largest = int(str(error.value).rsplit(" ", 1)[1])
+    assert check_feasible(sampler_of(grid, context_tokens=largest)) >= 0.5
+    with pytest.raises(UserError):
+        check_feasible(sampler_of(grid, context_tokens=largest + 1))
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
+def test_the_configs_masks_are_rarely_redrawn(name):
+    config = load_config_file(name)
+    fields = dataclasses.fields(MaskConfig)
+    settings_of = MaskConfig(**{f.name: config.masks[f.name] for f in fields})
+    side = config.data.image_size[0] // config.model.patch_size
+    assert check_feasible(MaskSampler(settings_of, (side, side), 0)) > 0.9
