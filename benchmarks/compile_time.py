@@ -1,6 +1,6 @@
 """Seconds to compile one training step, with the blocks in a loop (scan_layers) and unrolled.
 
-    python benchmarks/compile_time.py --depth 12 --width 192
+    python -m benchmarks.compile_time --depth 12 --width 192
 
 Both are compiled in turns within one run, so that whatever else the machine does meets them alike.
 The published I-JEPA sizes give the widths: 192 (ViT-Ti), 384 (S), 768 (B). Nothing is trained, and
@@ -10,7 +10,6 @@ to standard error; the last line, on standard output, is JSON.
 
 import argparse
 import json
-import pathlib
 import statistics
 import sys
 import time
@@ -18,16 +17,13 @@ import time
 import jax
 import jax.numpy as jnp
 
-REPOSITORY = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(REPOSITORY))
-
-from jepa_jax.command_line import load_config  # noqa: E402
-from jepa_jax.config import Config, resolve  # noqa: E402
-from jepa_jax.objectives.ijepa import make_objective  # noqa: E402
-from jepa_jax.training.optimizer import make_optimizer  # noqa: E402
-from jepa_jax.training.schedules import make_schedules  # noqa: E402
-from jepa_jax.training.sharding import make_mesh  # noqa: E402
-from jepa_jax.training.step import abstract_state, make_train_step  # noqa: E402
+from jepa_jax.command_line import load_config
+from jepa_jax.config import Config, resolve
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.training.optimizer import make_optimizer
+from jepa_jax.training.schedules import make_schedules
+from jepa_jax.training.sharding import make_mesh
+from jepa_jax.training.step import abstract_state, make_train_step
 
 HEAD_DIM = 64
 TARGET_TOKENS = 30  # 5 x 6 patches, one of the sizes at 14 x 14
@@ -47,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_config(arguments: argparse.Namespace, *, scan_layers: bool) -> Config:
     """A ViT of the width and depth asked for, with patches of 16 at 224 pixels."""
-    config = load_config(str(REPOSITORY / "configs" / "fashion_mnist.py"), [])
+    config = load_config("configs/fashion_mnist.py", [])
     config["batch_size"] = arguments.batch_size
     config["data"]["image_size"] = (224, 224)
     config["model"] |= {

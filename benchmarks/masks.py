@@ -1,0 +1,111 @@
+"""Microseconds an image to draw multi-block masks, in three ways, in turns within one run.
+
+    python -m benchmarks.masks
+
+Batches of 128 images on a 14 x 14 grid with the published scales:
+- ours: a whole batch at once in tf.data, each example with its own seed;
+- tf per example: the same random numbers' worth of `tf.random.stateless_uniform` and the same mask
+  operations, but mapped over single examples and batched afterwards;
+- python: one example after another in Python and NumPy, as the published collator works.
+"""
+
+import dataclasses
+import statistics
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from jepa_jax.config import MaskConfig
+from jepa_jax.data.masks import MaskSampler
+
+GRID, BATCH, STEPS, ROUNDS = (14, 14), 128, 40, 5
+MASKS = MaskConfig(
+    context_tokens=51,
+    context_scale=(0.85, 1.0),
+    num_targets=4,
+    target_scale=(0.15, 0.2),
+    target_aspect_ratio=(0.75, 1.5),
+    allow_overlap=False,
+    published=False,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PerExampleSampler(MaskSampler):
+    """Draws an example's corners with one call of TensorFlow's own stateless generator."""
+
+    def corners(self, sizes, epoch, index, draw):
+        limits = tf.reshape(tf.constant(self.grid) - sizes + 1, [-1])
+        seed = tf.stack([epoch * 1000 + tf.cast(draw, tf.int64), index[0]])
+        u = tf.random.stateless_uniform([1, 10], seed, dtype=tf.float64)
+        flat = tf.cast(u * tf.cast(limits, tf.float64), tf.int32)
+        return tf.reshape(flat, [1, 5, 2])
+
+    def _choose(self, visible, epoch, index):
+        u = tf.random.stateless_uniform(
+            visible.shape, tf.stack([epoch, index[0]]), dtype=tf.float64
+        )
+        rank = tf.where(visible, u, -np.inf)
+        return tf.sort(tf.math.top_k(rank, k=MASKS.context_tokens)[1], axis=1)
+
+
+def ours() -> None:
+    sampler = MaskSampler(MASKS, GRID, seed=0)
+    zero = tf.constant(0, tf.int64)
+    dataset = tf.data.Dataset.range(STEPS).map(
+        lambda s: sampler.draw(s, zero, s * BATCH + tf.range(BATCH, dtype=tf.int64)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    for _ in dataset:
+        pass
+
+
+def per_example() -> None:
+    sampler = PerExampleSampler(MASKS, GRID, seed=0)
+    zero = tf.constant(0, tf.int64)
+    dataset = tf.data.Dataset.range(STEPS * BATCH).map(
+        lambda i: sampler.draw(i // BATCH, zero, i[None]), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    for _ in dataset.batch(BATCH):
+        pass
+
+
+def python() -> None:
+    rng = np.random.default_rng(0)
+    sampler = MaskSampler(MASKS, GRID, seed=0)
+    context_sizes, target_sizes = sampler.context_size_table, sampler.target_size_table
+    for _ in range(STEPS):
+        context_size = context_sizes[rng.integers(len(context_sizes))]
+        target_size = target_sizes[rng.integers(len(target_sizes))]
+        for _ in range(BATCH):
+            while True:
+                blocks = []
+                for size in [context_size, *[target_size] * MASKS.num_targets]:
+                    top, left = (rng.integers(n - s + 1) for n, s in zip(GRID, size, strict=True))
+                    block = np.zeros(GRID, bool)
+                    block[top : top + size[0], left : left + size[1]] = True
+                    blocks.append(block)
+                visible = np.flatnonzero(blocks[0] & ~np.any(blocks[1:], axis=0))
+                if len(visible) >= MASKS.context_tokens:
+                    break
+            np.sort(rng.choice(visible, MASKS.context_tokens, replace=False))
+            for block in blocks[1:]:
+                np.flatnonzero(block)
+
+
+def main() -> None:
+    ways = {"ours": ours, "tf per example": per_example, "python": python}
+    seconds = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(s) * 1e6 / STEPS / BATCH for name, s in seconds.items()}
+    for name, microseconds in median.items():
+        print(f"{name:<16}{microseconds:8.1f} us/image{microseconds / median['ours']:8.1f} x")
+
+
+if __name__ == "__main__":
+    main()

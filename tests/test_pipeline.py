@@ -1,0 +1,122 @@
+"""Batches as a pure function of (seed, step)."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jepa_jax.config import resolve
+from jepa_jax.data import pipeline
+from jepa_jax.data.sources import array_source, open_source
+from jepa_jax.errors import StoppedRunError, UserError
+
+
+@pytest.fixture
+def config(tiny):
+    return resolve(tiny)
+
+
+@pytest.fixture(scope="module")
+def source():
+    """100 images, each of one grey of its own: six batches of 16, and four left over."""
+    images = np.broadcast_to(np.arange(100, dtype=np.uint8)[:, None, None, None], (100, 28, 28, 1))
+    return array_source(np.ascontiguousarray(images), np.arange(100), (), (28, 28))
+
+
+def batches(config, source, start_step, end_step):
+    return list(pipeline.train_batches(config, source, start_step=start_step, end_step=end_step))
+
+
+def assert_same(ours, expected):
+    for one, other in zip(ours, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_starting_in_the_middle_gives_the_rest_of_the_batches(config, source):
+    whole = batches(config, source, 0, 15)
+    for start in (1, 6, 8):  # in an epoch, between two, in the next
+        assert_same(batches(config, source, start, 15), whole[start:])
+
+
+def test_an_epoch_visits_each_example_at_most_once_in_an_order_of_its_own(config, source):
+    orders = [
+        np.concatenate([b["example_index"] for b in batches(config, source, 6 * e, 6 * e + 6)])
+        for e in range(3)
+    ]
+    for order in orders:
+        assert len(np.unique(order)) == 96
+        assert set(order) <= set(range(100))
+    assert len({tuple(order) for order in orders}) == 3
+    assert not np.array_equal(orders[0], np.sort(orders[0]))
+    assert len(set(np.concatenate(orders))) == 100  # who is left over changes
+
+
+def test_images_are_those_of_the_examples_and_normalised(config, source):
+    for batch in batches(config, source, 0, 3):
+        grey = batch["example_index"] / 255
+        expected = (grey[:, None] - np.array(config.data.mean)) / np.array(config.data.std)
+        np.testing.assert_allclose(batch["image"].mean(axis=(1, 2)), expected, atol=1e-5)
+        np.testing.assert_allclose(batch["image"].std(axis=(1, 2)), 0, atol=1e-5)
+
+
+def test_batches_have_the_announced_shapes(config, source):
+    announced = pipeline.batch_shapes(config)
+    allowed = [{name: (x.shape, x.dtype) for name, x in shapes.items()} for shapes in announced]
+    for batch in batches(config, source, 0, 12):
+        found = {name: (batch[name].shape, batch[name].dtype) for name in allowed[0]}
+        assert found in allowed
+        assert batch.keys() - found.keys() == {"mask_fallback", "example_index"}
+
+
+def test_another_seed_gives_other_batches(config, source):
+    other = dataclasses.replace(config, seed=1)
+    first, second = batches(config, source, 0, 1)[0], batches(other, source, 0, 1)[0]
+    assert not np.array_equal(first["example_index"], second["example_index"])
+
+
+def test_sources_of_single_images_give_the_same_batches(config, source):
+    """Loading one by one, as from files, or a batch at once changes no example, crop or mask."""
+    single = dataclasses.replace(source, whole_batches=False)
+    assert_same(batches(config, single, 4, 8), batches(config, source, 4, 8))
+
+
+def test_a_data_set_smaller_than_a_batch_is_refused(config):
+    with pytest.raises(UserError, match=r"config.batch_size = 16: the data set has only 15 images"):
+        pipeline.steps_per_epoch(config, 15)
+    assert pipeline.steps_per_epoch(config, 47) == 2
+
+
+@pytest.mark.parametrize("count", [1, 32, 33])
+def test_evaluation_gives_each_asked_image_once_in_order(config, source, count):
+    index = np.random.default_rng(0).permutation(100)[:count]
+    parts = list(pipeline.eval_batches(config.data, source, index=index, batch_size=16))
+    assert all(len(part) == 16 for part in parts[:-1])
+    greys = np.concatenate(parts)[:, 0, 0, 0] * config.data.std[0] + config.data.mean[0]
+    np.testing.assert_allclose(greys * 255, index, atol=1e-3)
+
+
+@pytest.fixture
+def damaged(tiny, tmp_path):
+    """A folder of 16 images, one of which is not."""
+    (tmp_path / "train").mkdir()
+    for i in range(16):
+        Image.fromarray(np.full((30, 30, 3), i, np.uint8)).save(tmp_path / "train" / f"{i:02}.png")
+    (tmp_path / "train" / "07.png").write_bytes(b"<html>404</html>")
+    tiny.data.update({"source": "folder", "path": str(tmp_path)})
+    config = resolve(tiny)
+    return config, open_source(config.data, "train")
+
+
+def test_a_file_that_is_no_image_stops_training_and_is_named(damaged):
+    config, source = damaged
+    with pytest.raises(StoppedRunError, match=r"step 0: an image can't be read: .*07\.png"):
+        batches(config, source, 0, 1)
+
+
+def test_a_file_that_is_no_image_stops_evaluation_and_is_named(damaged):
+    config, source = damaged
+    with pytest.raises(StoppedRunError, match=r"07\.png"):
+        list(pipeline.eval_batches(config.data, source, index=np.arange(16), batch_size=4))

@@ -1,0 +1,206 @@
+"""Images by number: bundled arrays, folders of files, TensorFlow Datasets."""
+
+import gzip
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from conftest import REPOSITORY, load_config_file
+from PIL import Image
+
+from jepa_jax.config import resolve
+from jepa_jax.data.bundled import make_fashion_mnist
+from jepa_jax.data.crops import center_crop
+from jepa_jax.data.sources import array_source, open_source
+from jepa_jax.errors import UserError
+
+
+def data_config(**fields):
+    config = load_config_file("fashion_mnist")
+    config.data.update(fields)
+    return resolve(config).data
+
+
+def whole(height, width, index):
+    return center_crop(height, width, aspect_ratio=1.0, share=1.0)
+
+
+def load(source, index, crop=whole, size=(28, 28)):
+    return source.load(tf.constant(index, tf.int64), crop, size).numpy()
+
+
+def test_the_bundled_images_are_balanced_and_grey():
+    for split, count in (("train", 10000), ("test", 2000)):
+        source = open_source(data_config(), split)
+        assert source.num_examples == count
+        assert np.bincount(source.labels).tolist() == [count // 10] * 10
+        assert len(source.class_names) == 10
+        images = load(source, range(100))
+        assert images.shape == (100, 28, 28, 3)
+        assert images.min() == 0
+        assert images.max() == 255
+        np.testing.assert_array_equal(images, images[..., :1].repeat(3, axis=-1))
+
+
+def test_the_configs_mean_and_deviation_are_those_of_the_training_images():
+    data = data_config()
+    pixels = load(open_source(data, "train"), range(10000))[..., 0] / 255
+    assert pixels.mean() == pytest.approx(data.mean[0], abs=1e-3)
+    assert pixels.std() == pytest.approx(data.std[0], abs=1e-3)
+
+
+def test_training_and_test_images_are_different():
+    train = {x.tobytes() for x in load(open_source(data_config(), "train"), range(10000))}
+    test = {x.tobytes() for x in load(open_source(data_config(), "test"), range(2000))}
+    assert len(train & test) <= 5  # Fashion-MNIST itself has a few duplicates
+
+
+def test_the_bundling_script_takes_the_first_of_each_class(tmp_path):
+    folder = tmp_path / "usr" / "share" / "datasets" / "fashion-mnist"
+    folder.mkdir(parents=True)
+    labels = np.tile(np.arange(10, dtype=np.uint8), 201)
+    images = np.arange(2010 * 4, dtype=np.uint32).astype(np.uint8).reshape(2010, 2, 2)
+    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+        shape = b"".join(n.to_bytes(4, "big") for n in array.shape)
+        header = bytes([0, 0, 8, array.ndim]) + shape
+        path = folder / f"t10k-{name}-ubyte.gz"
+        path.write_bytes(gzip.compress(header + array.tobytes()))
+    kept, kept_labels = make_fashion_mnist.subset(folder, "test")
+    np.testing.assert_array_equal(kept, images[:2000])
+    np.testing.assert_array_equal(kept_labels, labels[:2000])
+
+
+def test_array_crops_equal_tensorflows_resize_of_each_crop():
+    """One call of crop_and_resize for the whole batch, against one resize per image."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 20, 24, 3), np.uint8)
+    boxes = np.array(
+        [
+            [0, 0, 20, 24],
+            [3, 5, 10, 8],
+            [19, 23, 1, 1],
+            [0, 4, 7, 20],
+            [10, 0, 10, 24],
+            [2, 2, 9, 9],
+        ]
+    )
+    source = array_source(images, None, (), (28, 30))
+    assert source.whole_batches
+    ours = load(source, range(6), lambda h, w, i: tf.gather(boxes, i), (28, 30))
+    for image, (top, left, height, width), resized in zip(images, boxes, ours, strict=True):
+        crop = image[top : top + height, left : left + width]
+        expected = tf.image.resize(crop, (28, 30)).numpy()
+        if height < 28 and top + height < 20:
+            # Beyond the crop's edge the batch version sees the neighbouring pixels of the image,
+            # not a copy of the edge: only the interior is the same.
+            margin = int(np.ceil(28 / height / 2)) + 1, int(np.ceil(30 / width / 2)) + 1
+            inner = np.s_[margin[0] : -margin[0], margin[1] : -margin[1]]
+            np.testing.assert_allclose(resized[inner], expected[inner], atol=0.01)
+    np.testing.assert_allclose(ours[0], tf.image.resize(images[0], (28, 30)), atol=0.01)
+
+
+def test_making_images_smaller_is_antialiased():
+    """Stripes of one pixel become grey, not a Moiré pattern."""
+    stripes = np.zeros((1, 64, 64, 1), np.uint8)
+    stripes[:, :, ::2] = 255
+    small = load(array_source(stripes, None, (), (16, 16)), [0], size=(16, 16))
+    assert small.shape == (1, 16, 16, 3)
+    np.testing.assert_allclose(small[0, 4:-4, 4:-4], 127.5, atol=2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes; JPEG, PNG and grey images, and a file that is none."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i, ending in enumerate(("jpg", "png", "JPEG")):
+                pixels = np.full((40 + i, 60, 3), 40 * (1 + i) + (name == "dog"), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.{ending}")
+        grey = Image.fromarray(rng.integers(0, 256, (30, 30), np.uint8))
+        grey.save(tmp_path / split / "dog" / "grey.png")
+        (tmp_path / split / "cat" / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+def test_a_folder_of_classes_gives_images_and_labels(folder):
+    source = open_source(data_config(source="folder", path=str(folder)), "train")
+    assert source.num_examples == 7
+    assert source.class_names == ("cat", "dog")
+    assert source.labels.tolist() == [0] * 3 + [1] * 4
+    assert not source.whole_batches
+    assert source.describe(0) == str(folder / "train" / "cat" / "0.jpg")
+    # Plain colours survive JPEG and resizing.
+    for index, value in ((0, 40), (1, 80), (2, 120), (3, 41), (4, 81), (5, 121)):
+        np.testing.assert_allclose(load(source, [index]), value, atol=1.5)
+    image = load(source, [6])
+    np.testing.assert_array_equal(image, image[..., :1].repeat(3, axis=-1))
+
+
+def test_a_flat_folder_has_no_labels(folder):
+    data = data_config(source="folder", path=str(folder), train_split="train/dog")
+    source = open_source(data, "train")
+    assert source.num_examples == 4
+    assert source.labels is None
+
+
+def test_a_jpeg_crop_equals_the_crop_of_the_decoded_image(tmp_path):
+    (tmp_path / "train").mkdir()
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(rng.normal(size=(64, 48, 3)), axis=0) * 4 + 128
+    path = tmp_path / "train" / "a.jpg"
+    Image.fromarray(smooth.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    decoded = tf.io.decode_jpeg(path.read_bytes(), channels=3).numpy()
+    source = open_source(data_config(source="folder", path=str(tmp_path)), "train")
+    box = np.array([[10, 8, 28, 28]])
+    ours = load(source, [0], lambda h, w, i: tf.constant(box), (28, 28))[0]
+    np.testing.assert_allclose(ours, decoded[10:38, 8:36], atol=1e-3)
+
+
+def test_a_folder_without_permission_is_refused(folder):
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    (folder / "train").chmod(0)
+    with pytest.raises(UserError, match="no permission"):
+        open_source(data_config(source="folder", path=str(folder)), "train")
+
+
+@pytest.fixture
+def cifar10_from_tfds(tmp_path, monkeypatch):
+    """TFDS's own stand-in for a downloaded data set."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    data = data_config(source="tfds", path="cifar10", image_size=(32, 32))
+    with tfds.testing.mock_data(num_examples=20):
+        yield open_source(data, "train")
+
+
+def test_tensorflow_datasets_are_held_in_memory(cifar10_from_tfds):
+    source = cifar10_from_tfds
+    assert source.num_examples == 20
+    assert source.whole_batches
+    assert source.labels.shape == (20,)
+    assert source.class_names[:2] == ("airplane", "automobile")
+    assert load(source, range(20), size=(32, 32)).shape == (20, 32, 32, 3)
+
+
+def test_an_unknown_tensorflow_dataset_is_refused():
+    with pytest.raises(UserError, match=r"config.data.path = 'no_such_set': TFDS knows no such"):
+        open_source(data_config(source="tfds", path="no_such_set"), "train")
+
+
+def test_tensorflow_leaves_accelerators_alone():
+    assert tf.config.get_visible_devices("GPU") == []
+    assert tf.config.get_visible_devices("TPU") == []
+
+
+def test_only_the_data_package_imports_tensorflow():
+    package = REPOSITORY / "jepa_jax"
+    importing = {
+        path.relative_to(package).parts[0]
+        for path in package.rglob("*.py")
+        if "import tensorflow" in path.read_text()
+    }
+    assert importing == {"data"}
