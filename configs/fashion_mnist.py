@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.crop_aspect_ratio = (3 / 4, 4 / 3)  # width / height
     config.data.eval_crop = 1.0  # probes see the whole image
     config.data.mean = (0.286, 0.286, 0.286)  # of the training images, in 0..1
-    config.data.std = (0.353, 0.353, 0.353)
+    config.data.std = (0.354, 0.354, 0.354)
 
     config.model = ml_collections.ConfigDict()
     config.model.patch_size = 4  # pixels: a 7 x 7 grid

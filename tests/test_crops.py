@@ -45,6 +45,16 @@ def test_every_place_that_fits_is_equally_likely():
     assert scipy.stats.chisquare(np.bincount(top * 5 + left, minlength=25)).pvalue > 0.001
 
 
+def test_every_pixel_is_reached_and_the_whole_image_can_be():
+    """Also of an odd, oblong image: no row or column is left out, at any end."""
+    boxes = draw(7, 10, scale=(0.1, 1.0))
+    reached = np.zeros((7, 10), bool)
+    for top, left, height, width in np.unique(boxes, axis=0):
+        reached[top : top + height, left : left + width] = True
+    assert reached.all()
+    assert (draw(9, 9, n=10, scale=(1.0, 1.0), aspect_ratio=(1.0, 1.0)) == [0, 0, 9, 9]).all()
+
+
 def test_a_crop_that_cannot_fit_becomes_the_centre():
     boxes = draw(10, 200, n=50, scale=(0.9, 1.0), aspect_ratio=(0.5, 0.5))
     assert (boxes == [0, 95, 10, 10]).all()
@@ -81,3 +91,15 @@ def test_centre_crops_are_centred(size, aspect_ratio, share, box):
     height, width = tf.constant([size[0]]), tf.constant([size[1]])
     ours = center_crop(height, width, aspect_ratio=aspect_ratio, share=share)
     assert ours.numpy().tolist() == [box]
+
+
+def test_centre_crops_of_any_size_leave_equal_margins():
+    """Or one pixel more at the bottom or on the right, where the rest is odd."""
+    height, width = (side.ravel() for side in np.mgrid[1:40, 1:40])
+    for share in (1.0, 0.875):
+        ours = center_crop(tf.constant(height), tf.constant(width), aspect_ratio=1.0, share=share)
+        top, left, crop_height, crop_width = ours.numpy().T
+        np.testing.assert_array_equal(crop_height, crop_width)
+        assert (abs(crop_height - share * np.minimum(height, width)) <= 0.5).all()
+        for before, crop, side in ((top, crop_height, height), (left, crop_width, width)):
+            assert np.isin(side - crop - 2 * before, (0, 1)).all()

@@ -25,6 +25,8 @@ PAPER = MaskConfig(
     published=False,
 )
 
+NAMES = ("context_index", "target_index")
+
 
 def sampler_of(grid=(14, 14), seed=0, **fields):
     return MaskSampler(dataclasses.replace(PAPER, **fields), grid, seed)
@@ -42,7 +44,7 @@ def draw(sampler, *, num_steps=1, batch_size=64, epoch=0):
     return [{k: v.numpy() for k, v in one(step).items()} for step in steps]
 
 
-def sizes_by_hand(grid, scale, aspect_ratio, limit, points=200_001):
+def sizes_by_hand(grid, scale, aspect_ratio, limit, points=50_001):
     """Block sizes and their probabilities, by a fine grid of the one uniform number."""
     counts = {}
     for u in np.linspace(0, 1, points, endpoint=False):
@@ -145,12 +147,47 @@ def test_visible_counts_follow_an_independent_simulation():
     )
 
 
+def probability_inside(size, grid, published):
+    """Of each patch to lie in a block of one size, by placing it everywhere: [H, W]."""
+    inside, places = np.zeros(grid), 0
+    for top in range(grid[0] - size[0] + 1 - published):
+        for left in range(grid[1] - size[1] + 1 - published):
+            inside[top : top + size[0], left : left + size[1]] += 1
+            places += 1
+    return inside / places
+
+
+@pytest.mark.parametrize(("grid", "published"), [((14, 14), 0), ((14, 14), 1), ((8, 12), 0)])
+def test_each_patch_is_visible_as_often_as_enumeration_says(grid, published):
+    """P(in the context block) P(outside of one target)^4, averaged over the step's sizes."""
+    limit = tuple(n - published for n in grid)
+    context = sizes_by_hand(grid, (0.85, 1.0), (1.0, 1.0), limit, 20_001)
+    target = sizes_by_hand(grid, (0.15, 0.2), (0.75, 1.5), limit, 20_001)
+    expected = sum(p * probability_inside(s, grid, published) for s, p in context.items())
+    expected *= sum(
+        p * (1 - probability_inside(s, grid, published)) ** 4 for s, p in target.items()
+    )
+
+    sampler = sampler_of(grid, published=bool(published))
+
+    @tf.function(autograph=False)
+    def seen(step):
+        index = step * 32 + tf.range(32, dtype=tf.int64)
+        sizes = sampler.block_sizes(step)
+        corners = sampler.corners(sizes, tf.constant(0, tf.int64), index, 0)
+        return tf.reduce_mean(tf.cast(sampler.visible(corners, sizes), tf.float64), axis=0)
+
+    ours = np.mean([seen(step) for step in tf.range(700, dtype=tf.int64)], axis=0).reshape(grid)
+    np.testing.assert_allclose(ours, expected, atol=0.02)
+    np.testing.assert_array_equal(ours > 0, expected > 0)
+
+
 def test_published_mode_sees_what_the_published_code_saw():
     sampler = sampler_of(published=True)
-    counts = visible_counts(sampler, num_steps=1000, batch_size=20)
-    assert counts.mean() == pytest.approx(81.6, abs=1.0)
-    assert counts.min() >= 25
-    assert counts.max() <= 135
+    counts = visible_counts(sampler, num_steps=2500, batch_size=8)
+    assert counts.mean() == pytest.approx(81.6, abs=0.5)
+    assert 27 <= counts.min() <= 33
+    assert 126 <= counts.max() <= 136
     for batch in draw(sampler, num_steps=60):
         for name in ("context_index", "target_index"):
             row, column = np.divmod(batch[name], 14)
@@ -169,6 +206,25 @@ def test_published_mode_keeps_the_first_patches_in_raster_order():
     assert enough.sum() > 40
     for example in np.flatnonzero(enough):
         np.testing.assert_array_equal(ours[example], np.flatnonzero(visible[example])[:51])
+
+
+def test_an_example_keeps_its_first_draw_that_leaves_enough():
+    """And only the examples that need it are redrawn."""
+    sampler = sampler_of(context_tokens=90)
+    step, epoch, index = (tf.constant(n, tf.int64) for n in (2, 0, list(range(64))))
+    sizes = sampler.block_sizes(step)
+    batch = {name: value.numpy() for name, value in sampler.draw(step, epoch, index).items()}
+    draws = [sampler.corners(sizes, epoch, index, number).numpy() for number in range(20)]
+    first = []
+    for example in range(64):
+        visible = [visible_by_hand(c[example], sizes.numpy(), (14, 14)).ravel() for c in draws]
+        chosen = next(number for number in range(20) if visible[number].sum() >= 90)
+        first.append(chosen)
+        top_left = batch["target_index"][example, :, 0]
+        np.testing.assert_array_equal(top_left, draws[chosen][example, 1:] @ [14, 1])
+        assert visible[chosen][batch["context_index"][example]].all()
+    assert first.count(0) > 5
+    assert max(first) > 1
 
 
 @pytest.fixture(scope="module")
@@ -243,11 +299,8 @@ def test_overlap_is_allowed_when_asked_for():
     sampler = sampler_of(allow_overlap=True, context_tokens=120)
     (batch,) = draw(sampler, batch_size=32)
     check_invariants(batch, sampler)
-    overlap = [np.isin(c, t).any() for c, t in zip(*(batch[n] for n in ORDER), strict=True)]
+    overlap = [np.isin(c, t).any() for c, t in zip(*(batch[n] for n in NAMES), strict=True)]
     assert all(overlap)
-
-
-ORDER = ("context_index", "target_index")
 
 
 def test_masks_do_not_depend_on_parallelism():
@@ -260,8 +313,8 @@ def test_masks_do_not_depend_on_parallelism():
         )
         return list(dataset.as_numpy_iterator())
 
-    expected = batches(None)
-    for num_parallel_calls in (1, 2, tf.data.AUTOTUNE):
+    expected = batches(1)
+    for num_parallel_calls in (2, tf.data.AUTOTUNE):
         for ours, one in zip(batches(num_parallel_calls), expected, strict=True):
             for name in one:
                 np.testing.assert_array_equal(ours[name], one[name])
@@ -274,8 +327,18 @@ def test_an_examples_masks_can_be_drawn_alone():
     step, epoch = tf.constant(2, tf.int64), tf.constant(0, tf.int64)
     for example in (0, 9, 31):
         alone = sampler.draw(step, epoch, tf.constant([64 + example], tf.int64))
-        for name in ORDER:
+        for name in NAMES:
             np.testing.assert_array_equal(alone[name][0], batch[name][example])
+
+
+def test_examples_of_one_batch_can_be_of_different_epochs():
+    sampler, step = sampler_of(), tf.constant(0, tf.int64)
+    index = tf.constant([5, 5, 6], tf.int64)
+    mixed = sampler.draw(step, tf.constant([3, 4, 4], tf.int64), index)
+    later = sampler.draw(step, tf.constant(4, tf.int64), index)
+    for name in NAMES:
+        np.testing.assert_array_equal(mixed[name][1:], later[name][1:])
+        assert (mixed[name][0].numpy() != later[name][0].numpy()).any()
 
 
 def test_masks_change_with_seed_epoch_and_example():
@@ -298,7 +361,7 @@ def test_the_stage_is_tensorflow_operations_only():
     assert not {op for op in operations if "PyFunc" in op}
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     rows=st.integers(4, 18),
     columns=st.integers(4, 18),
@@ -331,7 +394,7 @@ def test_invariants_hold_on_any_grid(
 
 
 def test_when_no_draw_fits_all_targets_share_one_place(monkeypatch):
-    """Forced: only the first draw is tried, and 100 visible patches are too many for most."""
+    """Forced: only the first draw is tried, and 100 visible patches are too many for many."""
     monkeypatch.setattr(masks, "MAX_DRAWS", 1)
     sampler = sampler_of(context_tokens=100)
     (batch,) = draw(sampler, batch_size=256)

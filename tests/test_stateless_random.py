@@ -49,7 +49,28 @@ def test_each_key_of_a_batch_has_its_own_stream():
 def test_an_offset_skips_numbers():
     key = stateless_random.make_key(1, 2)
     whole = stateless_random.uniform(key, 10).numpy()
-    np.testing.assert_array_equal(stateless_random.uniform(key, 4, offset=6), whole[6:])
+    for offset in (6, tf.constant(6)):
+        np.testing.assert_array_equal(stateless_random.uniform(key, 4, offset), whole[6:])
+    limits = tf.constant([1000] * 10)
+    np.testing.assert_array_equal(
+        stateless_random.randint(key, limits[:4], offset=6),
+        stateless_random.randint(key, limits)[6:],
+    )
+
+
+def test_the_parts_of_a_key_broadcast():
+    """A scalar epoch serves a batch of examples, whatever the integers' type."""
+    example = tf.constant([3, 4, 5], tf.int64)
+    keys = stateless_random.make_key(1, tf.constant(2, tf.int32), example)
+    assert keys.shape == (3,)
+    alone = [stateless_random.make_key(1, 2, n) for n in (3, 4, 5)]
+    assert all(key.shape == () for key in alone)
+    np.testing.assert_array_equal(keys, alone)
+    table = stateless_random.make_key(example[:, None], example)
+    assert table.shape == (3, 3)
+    assert len(np.unique(table)) == 9  # the order of the parts matters
+    assert stateless_random.uniform(table, 2).shape == (3, 3, 2)
+    assert stateless_random.randint(alone[0], tf.constant([5, 6])).shape == (2,)
 
 
 def test_numbers_are_uniform():
@@ -57,6 +78,8 @@ def test_numbers_are_uniform():
     u = stateless_random.uniform(keys, 50).numpy().ravel()
     assert 0 <= u.min() < u.max() < 1
     assert scipy.stats.kstest(u, "uniform").pvalue > 0.01
+    assert abs(u.mean() - 1 / 2) < 4 * np.sqrt(1 / 12 / u.size)
+    assert abs(u.var() - 1 / 12) < 4 * np.sqrt(1 / 180 / u.size)
 
 
 def test_streams_of_neighbouring_keys_are_unrelated():

@@ -84,7 +84,7 @@ def _tfds(path: str, name: str, image_size: tuple[int, int]) -> Source:
     except Exception as error:  # downloads fail in as many ways as there are hosts
         raise UserError(f"config.data.path = {path!r}: TFDS can't prepare it: {error}") from error
     if name not in builder.info.splits:
-        allowed = ", ".join(builder.info.splits)
+        allowed = ", ".join(sorted(builder.info.splits))
         raise UserError(f"TFDS split {name!r} of {path}: must be one of {allowed}")
     image = builder.info.features["image"]
     if None in image.shape:

@@ -121,6 +121,7 @@ def train(
             step, metrics, written = pending.popleft()
             loss = float(metrics["loss"])
             if not math.isfinite(loss):
+                manager.wait_until_finished()  # the last save may still be on its way
                 raise StoppedRunError(_advice(step, loss, workdir))
             if written:
                 values = {name: float(value) for name, value in metrics.items()}
