@@ -42,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.predictor.num_heads = 3
 
     config.init = ml_collections.ConfigDict()
-    config.init.std = 0.04  # the published 0.02 is for much wider models; see fashion_mnist.py
+    config.init.std = 0.025  # the published 0.02 is for much wider models; see fashion_mnist.py
     config.init.depth_rescale = False
 
     config.masks = ml_collections.ConfigDict()
@@ -65,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.warmup_epochs = 2.0
     config.optimizer.reference_batch_size = 0  # the rates are for this batch size
     config.optimizer.weight_decay = 0.04
-    config.optimizer.final_weight_decay = 0.4
+    config.optimizer.final_weight_decay = 0.05
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8

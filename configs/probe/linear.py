@@ -11,5 +11,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.validation_fraction = 0.2  # of the training images, to choose C; then all are used
     config.seed = 0  # of that split
     config.controls = True  # also probe the random initialisation, and raw pixels
-    config.candidates = (0.01, 0.1, 1.0, 10.0)  # of C, 1 / strength of the L2 term
+    config.candidates = (0.001, 0.01, 0.1, 1.0)  # of C, 1 / strength of the L2 term
     return config
