@@ -171,7 +171,8 @@ def _read(folder: pathlib.Path, like: Any) -> Any:
     except Exception as error:  # a damaged file fails in as many ways as there are file formats
         reason = re.split(r"[:.]?\s*(?:[\n(]|\. |$)", str(error).strip())[0] or type(error).__name__
     finally:
-        gc.collect()
+        if reason:
+            gc.collect()  # its coroutines, while what they say is still kept quiet
         logging.disable(logging.NOTSET)
         sys.unraisablehook = hook
     raise UserError(
