@@ -34,14 +34,15 @@ def make_parser(module: str, doc: str) -> argparse.ArgumentParser:
 
 
 def run_command(
-    command: Callable[[argparse.Namespace, list[str]], dict[str, Any]],
+    command: Callable[[argparse.Namespace, list[str]], dict[str, Any] | None],
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
 ) -> None:
     """Parses, runs, prints the JSON line, and exits with the contract's code.
 
     Args:
-      command: (parsed arguments, config overrides) -> what the JSON line holds.
+      command: (parsed arguments, config overrides) -> what the JSON line holds; None for no line,
+        in all but the first of several processes.
     """
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("jepa_jax").setLevel(logging.INFO)
@@ -54,7 +55,8 @@ def run_command(
     except (UserError, StoppedRunError, PreemptedError) as error:
         print(f"error: {error}".replace("\n", " "), file=sys.stderr)
         sys.exit(error.exit_code)
-    print(json.dumps(result))
+    if result is not None:
+        print(json.dumps(result))
 
 
 def load_config(path: str, overrides: Sequence[str]) -> dict[str, Any]:

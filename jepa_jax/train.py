@@ -4,10 +4,12 @@ Run again with the same workdir, it resumes from the newest checkpoint there.
 """
 
 import argparse
+import logging
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from jepa_jax.command_line import load_config, make_parser, run_command
@@ -21,6 +23,8 @@ from jepa_jax.objectives.ijepa import make_objective
 from jepa_jax.objectives.objective import Objective
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.loop import train
+from jepa_jax.training.processes import check_agreement, join
+from jepa_jax.training.sharding import make_mesh
 
 # The online k-NN probe: of training images alone, since the test images are for afterwards.
 _KNN_REFERENCES, _KNN_QUERIES, _KNN_NEIGHBORS = 4000, 1000, 10
@@ -28,6 +32,7 @@ _KNN_REFERENCES, _KNN_QUERIES, _KNN_NEIGHBORS = 4000, 1000, 10
 
 def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains as configured; see `training.loop.train` for what it returns and raises."""
+    check_agreement(config)
     use_compilation_cache()
     source = open_source(config.data, "train")
     objective = make_objective(config)
@@ -51,12 +56,13 @@ def online_knn(config: Config, objective: Objective, source: Source) -> Callable
         )
     index = np.random.default_rng(config.seed).permutation(source.num_examples)
     index = index[: _KNN_REFERENCES + _KNN_QUERIES]
-    labels, pool = source.labels[index], make_pool(objective)
+    labels, mesh = source.labels[index], make_mesh(config.mesh)
+    pool = make_pool(objective, mesh)
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    batch_size = max(256 // shares, 1) * shares
 
     def accuracy(target: Any) -> float:
-        batches = eval_batches(
-            config.data, source, index=index, batch_size=min(config.batch_size, 256)
-        )
+        batches = eval_batches(config.data, source, index=index, batch_size=batch_size)
         features = pooled_features(pool, target, batches)
         return knn_accuracy(
             LabelledFeatures(features[:_KNN_REFERENCES], labels[:_KNN_REFERENCES]),
@@ -71,10 +77,20 @@ def main() -> None:
     parser = make_parser("jepa_jax.train", __doc__)
     parser.add_argument("--config", required=True, help="a file in configs/")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument(
+        "--distributed",
+        metavar="WHERE",
+        help="one of several processes: auto (TPU pod, Slurm, Kubernetes), or HOST:PORT,N,I",
+    )
 
-    def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+    def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any] | None:
         config = resolve(load_config(arguments.config, overrides))
-        return pretrain(config, arguments.workdir) | {"workdir": str(arguments.workdir)}
+        if arguments.distributed:
+            join(arguments.distributed)
+        if jax.process_index() > 0:  # process 0 speaks for all
+            logging.getLogger("jepa_jax").setLevel(logging.WARNING)
+        result = pretrain(config, arguments.workdir) | {"workdir": str(arguments.workdir)}
+        return result if jax.process_index() == 0 else None
 
     run_command(command, parser)
 

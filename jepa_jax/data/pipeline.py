@@ -54,24 +54,35 @@ def batch_shapes(config: Config) -> list[dict[str, jax.ShapeDtypeStruct]]:
 
 
 def train_batches(
-    config: Config, source: Source, *, start_step: int, end_step: int
+    config: Config,
+    source: Source,
+    *,
+    start_step: int,
+    end_step: int,
+    rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """The batches of steps `start_step` to `end_step - 1`.
+    """The batches of steps `start_step` to `end_step - 1`, or some rows of each.
+
+    Args:
+      rows: of the whole batch, those that this process needs; only these images are read. None for
+        all.
 
     Yields:
-      image float32 [B, H, W, 3], normalised; context_index int32 [B, K]; target_index int32
-      [B, M, T]; mask_fallback bool [B] (see `MaskSampler.draw`); example_index int64 [B].
+      image float32 [b, H, W, 3], normalised; context_index int32 [b, K]; target_index int32
+      [b, M, T]; mask_fallback bool [b] (see `MaskSampler.draw`); example_index int64 [b]; b is the
+      number of rows.
 
     Raises:
       StoppedRunError: an image can't be decoded; the message names it.
     """
-    dataset = _train_dataset(config, source, start_step, end_step)
+    rows = np.arange(config.batch_size) if rows is None else rows
+    dataset = _train_dataset(config, source, start_step, end_step, rows)
     iterator = iter(dataset.as_numpy_iterator())
     for step in range(start_step, end_step):
         try:
             batch = next(iterator)
         except tf.errors.OpError as error:
-            number = step * config.batch_size + tf.range(config.batch_size, dtype=tf.int64)
+            number = tf.constant(step * config.batch_size + rows, tf.int64)
             index = _locate(config, source, number)[1].numpy()
             raise StoppedRunError(
                 f"step {step}: an image can't be read: "
@@ -81,16 +92,17 @@ def train_batches(
 
 
 def _train_dataset(
-    config: Config, source: Source, start_step: int, end_step: int
+    config: Config, source: Source, start_step: int, end_step: int, rows: np.ndarray
 ) -> tf.data.Dataset:
     data, seed, batch_size = config.data, config.seed, config.batch_size
-    per_call = batch_size if source.whole_batches else 1
-    calls_per_step = batch_size // per_call
+    per_call = len(rows) if source.whole_batches else 1
+    calls_per_step = len(rows) // per_call
+    rows_of_call = tf.constant(rows.reshape(calls_per_step, per_call), tf.int64)
     sampler = mask_sampler(config)
 
     @_graph
     def load(call: tf.Tensor) -> dict[str, tf.Tensor]:
-        number = call * per_call + tf.range(per_call, dtype=tf.int64)  # [per_call]
+        number = call // calls_per_step * batch_size + rows_of_call[call % calls_per_step]
         epoch, index = _locate(config, source, number)
 
         def crop(height: tf.Tensor, width: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
@@ -116,8 +128,8 @@ def _train_dataset(
     parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
     dataset = tf.data.Dataset.range(start_step * calls_per_step, end_step * calls_per_step)
     dataset = dataset.map(load, **parallel)
-    if per_call < batch_size:
-        dataset = dataset.rebatch(batch_size, drop_remainder=True)
+    if calls_per_step > 1:
+        dataset = dataset.rebatch(len(rows), drop_remainder=True)
     return dataset.map(add_masks, **parallel).prefetch(4)
 
 

@@ -6,16 +6,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jepa_jax.objectives.objective import Objective
+from jepa_jax.training.sharding import batch_sharding, replicated, traced_on
 
 Pool = Callable[[Any, Array], Array]
 
 
-def make_pool(objective: Objective) -> Pool:
-    """Jitted (target parameters, images [B, H, W, 3]) -> mean over each image's tokens [B, D]."""
-    return jax.jit(lambda target, images: jnp.mean(objective.encode(target, images), axis=1))
+def make_pool(objective: Objective, mesh: Mesh | None = None) -> Pool:
+    """Jitted (target parameters, images [B, H, W, 3]) -> mean over each image's tokens [B, D].
+
+    Args:
+      mesh: to divide the images over its devices; all processes must then give the same images,
+        and all get all features.
+    """
+
+    def pool(target: Any, images: Array) -> Array:
+        return jnp.mean(objective.encode(target, images), axis=1)
+
+    if mesh is None:
+        return jax.jit(pool)
+    divided = jax.jit(traced_on(mesh, pool), out_shardings=replicated(mesh))
+
+    def pool_divided(target: Any, images: np.ndarray) -> Array:
+        sharding = batch_sharding(mesh)
+        return divided(
+            target, jax.make_array_from_callback(images.shape, sharding, images.__getitem__)
+        )
+
+    return pool_divided
 
 
 def pooled_features(pool: Pool, target: Any, batches: Iterable[np.ndarray]) -> np.ndarray:

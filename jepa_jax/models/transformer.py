@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 # Of all kernels, as published. The published normal is cut at an absolute +-2, which is 100
@@ -16,6 +17,21 @@ _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+# Examples are divided over these axes of the mesh, in every array of activations.
+BATCH_AXES = ("data", "fsdp")
+
+
+def divide(x: Array, *axes: Any) -> Array:
+    """Tells the compiler which axes of the mesh divide which dimensions of an activation.
+
+    Without a mesh it does nothing. Left to itself, the compiler may choose to keep a layer's
+    parameters divided and to move activations instead, which are far larger.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES, *axes))
 
 
 def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
@@ -39,6 +55,7 @@ class Attention(nn.Module):
             kernel_init=kernel_init,
             name="qkv",
         )(x)  # [B, N, 3, heads, head_dim]
+        qkv = divide(qkv, None, None, "tensor")
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         x = jax.nn.dot_product_attention(query, key, value)  # softmax in float32
         return nn.DenseGeneral(
@@ -57,7 +74,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         dim, kernel_init = x.shape[-1], nn.initializers.normal(self.init_std)
         x = nn.Dense(self.hidden_dim, dtype=self.dtype, kernel_init=kernel_init, name="fc1")(x)
-        x = nn.gelu(x, approximate=False)
+        x = nn.gelu(divide(x, None, "tensor"), approximate=False)
         return nn.Dense(dim, dtype=self.dtype, kernel_init=kernel_init, name="fc2")(x)
 
 
@@ -80,7 +97,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], rate: Float[Array, ""]):
-        dim = x.shape[-1]
+        dim, x = x.shape[-1], divide(x)
         y = layer_norm(self.dtype, "norm1")(x)
         y = Attention(self.num_heads, self.dtype, self.init_std, name="attention")(y)
         x = x + self.drop_path(y, rate)
@@ -135,7 +152,7 @@ class Transformer(nn.Module):
             name="blocks",
         )
         x, _ = blocks(x, jnp.linspace(0.0, self.drop_path_rate, self.depth))
-        return layer_norm(jnp.float32, "norm")(x)
+        return layer_norm(jnp.float32, "norm")(divide(x))
 
 
 def rescale_by_depth(params: dict[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jepa_jax.objectives.objective import Objective
+from jepa_jax.training.sharding import replicated, traced_on
 
 
-def make_diagnostics(objective: Objective) -> Callable[[Any, Array], dict[str, Array]]:
+def make_diagnostics(objective: Objective, mesh: Mesh) -> Callable[[Any, Array], dict[str, Array]]:
     """Jitted (target parameters, images [B, H, W, 3]) -> scalars, of average-pooled features.
 
     effective_rank: RankMe; at most the smaller of B and the features' width.
@@ -26,7 +28,7 @@ def make_diagnostics(objective: Objective) -> Callable[[Any, Array], dict[str, A
             "feature_cosine": mean_cosine(features),
         }
 
-    return jax.jit(diagnose)
+    return jax.jit(traced_on(mesh, diagnose), out_shardings=replicated(mesh))
 
 
 def effective_rank(features: Float[Array, "n D"]) -> Float[Array, ""]:

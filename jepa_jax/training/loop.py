@@ -26,7 +26,7 @@ from jepa_jax.training.optimizer import make_optimizer
 from jepa_jax.training.preemption import notice_signals
 from jepa_jax.training.progress import Progress
 from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.sharding import batch_sharding, check_mesh, make_mesh
+from jepa_jax.training.sharding import batch_sharding, check_divisible, local_rows, make_mesh
 from jepa_jax.training.step import abstract_state, create_state, make_train_step
 
 log = logging.getLogger(__name__)
@@ -64,11 +64,7 @@ def train(
     epoch_steps = steps_per_epoch(config, source.num_examples)
     end_step = config.epochs * epoch_steps
     mesh = make_mesh(config.mesh)
-    check_mesh(
-        mesh,
-        batch_size=config.batch_size,
-        accumulation_steps=config.optimizer.accumulation_steps,
-    )
+    check_divisible(config, mesh)
     enough = check_feasible(mask_sampler(config))
     log.info("masks: %.1f%% of the draws leave enough context; the rest are redrawn", 100 * enough)
     schedules = make_schedules(config, epoch_steps)
@@ -105,11 +101,14 @@ def train(
     shapes = batch_shapes(config)
     compiled = compile_for_shapes(train_step, state, shapes)
     step_for = {_shape_key(batch): step for batch, step in zip(shapes, compiled, strict=True)}
-    diagnose = make_diagnostics(objective)
+    diagnose = make_diagnostics(objective, mesh)
 
     manager = checkpoint.make_manager(workdir, config)
-    writer = MetricsWriter(workdir, start_step=start_step)
-    progress = Progress(start_step=start_step, end_step=end_step, batch_size=config.batch_size)
+    first = jax.process_index() == 0  # the process that speaks and writes for all
+    writer = MetricsWriter(workdir, start_step=start_step) if first else None
+    progress = Progress(
+        start_step=start_step, end_step=end_step, batch_size=config.batch_size, shown=first
+    )
     # Steps whose numbers are not fetched yet: (step, metrics, whether they are written).
     pending: collections.deque[tuple[int, dict[str, jax.Array], bool]] = collections.deque()
     fallbacks, loss = 0, math.nan
@@ -123,7 +122,7 @@ def train(
             if not math.isfinite(loss):
                 manager.wait_until_finished()  # the last save may still be on its way
                 raise StoppedRunError(_advice(step, loss, workdir))
-            if written:
+            if written and writer is not None:
                 values = {name: float(value) for name, value in metrics.items()}
                 speed = progress.report(step, values)
                 writer.write(step, values | {"images_per_second": speed})
@@ -135,8 +134,14 @@ def train(
 
     with notice_signals() as interrupted:
         try:
-            batches = train_batches(config, source, start_step=start_step, end_step=end_step)
-            arrays = _to_devices(batches, mesh)
+            batches = train_batches(
+                config,
+                source,
+                start_step=start_step,
+                end_step=end_step,
+                rows=local_rows(mesh, config.batch_size),
+            )
+            arrays = _to_devices(batches, mesh, config.batch_size)
             for step, (fallback, batch) in enumerate(arrays, start=start_step + 1):
                 state, metrics = step_for[_shape_key(batch)](state, batch)
                 written = due(step, config.logging.every_steps) or step == end_step
@@ -151,10 +156,11 @@ def train(
                     settle(keep=0)  # which this waits for anyway; and rows stay in order
                     accuracy = knn_accuracy(get_target(state.optimizer_state))
                     progress.say(f"step {step}: k-NN accuracy {accuracy:.3f}")
-                    writer.write(step, {"knn_accuracy": accuracy})
+                    if writer is not None:
+                        writer.write(step, {"knn_accuracy": accuracy})
                 if due(step, config.checkpoint.every_steps) and step < end_step:
                     save(step)
-                if interrupted() and step < end_step:
+                if interrupted(step) and step < end_step:
                     save(step)
                     raise PreemptedError(
                         f"stopped after step {step}, which is saved; the same command resumes"
@@ -163,7 +169,8 @@ def train(
         finally:
             manager.wait_until_finished()
             manager.close()
-            writer.close()
+            if writer is not None:
+                writer.close()
             progress.close()
             if fallbacks:
                 log.warning("%d examples had stacked targets: no mask draw fitted", fallbacks)
@@ -176,9 +183,12 @@ def due(step: int, period: int) -> bool:
 
 
 def _to_devices(
-    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh
+    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, batch_size: int
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    """The arrays that the step needs, on the devices; before them how many masks fell back."""
+    """The arrays that the step needs, on the devices; before them how many masks fell back.
+
+    The rows of this process and those of the others become one array over all devices.
+    """
     sharding = batch_sharding(mesh)
     for batch in batches:
         fallbacks = int(batch.pop("mask_fallback").sum())
@@ -186,7 +196,9 @@ def _to_devices(
         yield (
             fallbacks,
             {
-                name: jax.make_array_from_process_local_data(sharding, x)
+                name: jax.make_array_from_process_local_data(
+                    sharding, x, (batch_size, *x.shape[1:])
+                )
                 for name, x in batch.items()
             },
         )

@@ -4,14 +4,22 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
+import jax
+from jax.experimental import multihost_utils
+
 
 @contextlib.contextmanager
-def notice_signals() -> Iterator[Callable[[], bool]]:
+def notice_signals() -> Iterator[Callable[[int], bool]]:
     """Within it, the first SIGTERM or SIGINT (Ctrl-C) is noted, and a second one acts as usual.
 
+    Of several processes, any may get the SIGTERM, and all stop after the same step.
+
     Yields:
-      A function that says whether a signal has come.
+      A function that says whether to stop after the step of this number; to be asked every step.
     """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     came = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
@@ -24,7 +32,7 @@ def notice_signals() -> Iterator[Callable[[], bool]]:
     for number in before:
         signal.signal(number, note)
     try:
-        yield lambda: bool(came)
+        yield lambda _: bool(came)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

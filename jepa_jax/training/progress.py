@@ -10,14 +10,18 @@ _SHOWN = ("loss", "lr", "gradient_norm", "effective_rank")
 
 
 class Progress:
-    """Images per second are measured between reports, as is the time that remains."""
+    """Images per second are measured between reports, as is the time that remains.
 
-    def __init__(self, *, start_step: int, end_step: int, batch_size: int):
+    Of several processes only one has it `shown`.
+    """
+
+    def __init__(self, *, start_step: int, end_step: int, batch_size: int, shown: bool):
         self._end_step = end_step
         self._batch_size = batch_size
         self._last = (start_step, time.monotonic())
+        self._shown = shown
         self._bar = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             self._bar = tqdm.tqdm(
                 initial=start_step, total=end_step, unit="step", dynamic_ncols=True
             )
@@ -48,7 +52,7 @@ class Progress:
         """A line above the bar."""
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
-        else:
+        elif self._shown:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -5,15 +5,21 @@ are gathered where they are used; `tensor` splits attention heads and the MLP's 
 device is a 1 x 1 x 1 mesh.
 """
 
+import functools
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jepa_jax.config import MeshConfig
+from jepa_jax.config import Config, MeshConfig
 from jepa_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
 
 # The first pattern that matches the end of a parameter's path decides; None leaves a dimension
 # whole. The blocks' parameters have a leading axis for the layer, which is never split. Anything
@@ -30,53 +36,102 @@ RULES = (
 )
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh over all devices.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices of all processes, or over those given.
+
+    Neighbours on the network become neighbours in the mesh. Where devices form several slices
+    (TPU) or hosts (GPU), which talk to each other over a slower network, the `data` axis goes over
+    them, and `fsdp` and `tensor` stay within one, if they fit.
 
     Raises:
       UserError: the axes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
-    data = config.data
-    if data == -1:
-        data = max(devices // (config.fsdp * config.tensor), 1)
-    shape = (data, config.fsdp, config.tensor)
-    if data * config.fsdp * config.tensor != devices:
-        raise UserError(
-            f"config.mesh = data {config.data}, fsdp {config.fsdp}, tensor {config.tensor}: must "
-            f"multiply to the number of devices, {devices}"
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(config, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    by_process = slices == 1 and devices[0].platform == "gpu"
+    groups = len({device.process_index for device in devices}) if by_process else slices
+    if groups > 1 and shape[0] % groups == 0:
+        array = mesh_utils.create_hybrid_device_mesh(
+            (shape[0] // groups, *shape[1:]),
+            (groups, 1, 1),
+            devices,
+            process_is_granule=by_process,
+            allow_split_physical_axes=True,
         )
-    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    else:
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def check_mesh(mesh: Mesh, *, batch_size: int, accumulation_steps: int) -> None:
-    """Refuses a batch that does not split over the mesh.
+def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
+    """Devices along `data`, `fsdp` and `tensor`.
 
     Raises:
-      UserError: with the batch size and the nearest ones that do.
+      UserError: they do not multiply to the number of devices.
     """
-    shares = mesh.shape["data"] * mesh.shape["fsdp"] * accumulation_steps
-    if batch_size % shares:
-        below, above = batch_size // shares * shares, -(-batch_size // shares) * shares
-        nearest = f"{below} or {above}" if below else f"{above}"
+    inner = config.fsdp * config.tensor
+    given = f"config.mesh = data {config.data}, fsdp {config.fsdp}, tensor {config.tensor}"
+    if num_devices % inner:
         raise UserError(
-            f"config.batch_size = {batch_size}: must be a multiple of {shares} (data x fsdp axes "
-            f"of the mesh x optimizer.accumulation_steps), {nearest} say"
+            f"{given}: fsdp x tensor = {inner} must divide the number of devices, {num_devices}; "
+            f"{_nearest_divisors(inner, num_devices)} do"
         )
+    data = num_devices // inner
+    if config.data not in (-1, data):
+        raise UserError(
+            f"{given}: must multiply to the number of devices, {num_devices}; set data to {data}, "
+            "or to -1 for all that are left"
+        )
+    return data, config.fsdp, config.tensor
+
+
+def check_divisible(config: Config, mesh: Mesh) -> None:
+    """Refuses a batch, a width or a number of heads that does not split over the mesh.
+
+    Raises:
+      UserError: with the number and the nearest allowed ones.
+    """
+    shares = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.accumulation_steps
+    if config.batch_size % shares:
+        below = config.batch_size // shares * shares
+        nearest = f"{below} or {below + shares}" if below else f"{shares}"
+        raise UserError(
+            f"config.batch_size = {config.batch_size}: must be a multiple of {shares} (data x fsdp "
+            f"axes of the mesh x optimizer.accumulation_steps), {nearest} say"
+        )
+    model, predictor = config.model, config.predictor
+    for axis, field, value in (
+        ("fsdp", "model.embed_dim", model.embed_dim),
+        ("fsdp", "predictor.embed_dim", predictor.embed_dim),
+        ("tensor", "model.num_heads", model.num_heads),
+        ("tensor", "predictor.num_heads", predictor.num_heads),
+        ("tensor", "model.embed_dim x model.mlp_ratio", int(model.embed_dim * model.mlp_ratio)),
+    ):
+        if value % mesh.shape[axis]:
+            raise UserError(
+                f"config.mesh.{axis} = {mesh.shape[axis]}: must divide config.{field} = {value}; "
+                f"{_nearest_divisors(mesh.shape[axis], value)} do"
+            )
+
+
+def _nearest_divisors(number: int, of: int) -> str:
+    """The divisors next to a number, below and above."""
+    divisors = [d for d in range(1, of + 1) if of % d == 0]
+    below = [d for d in divisors if d < number][-1:]
+    above = [d for d in divisors if d > number][:1]
+    return " and ".join(map(str, below + above))
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """A sharding for each array of a tree, by the rules above."""
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        del leaf
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         for pattern, spec in RULES:
             if re.search(rf"(^|/){pattern}$", name):
-                divides = (
-                    axis is None or size % mesh.shape[axis] == 0
-                    for axis, size in zip(spec, leaf.shape, strict=False)
-                )
-                return NamedSharding(mesh, spec if all(divides) else P())
+                return NamedSharding(mesh, spec)
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, tree)
@@ -85,6 +140,24 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples over the axes `data` and `fsdp`."""
     return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of the whole batch that this process's devices hold, in order: int64 [b]."""
+    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    held = {row for (rows,) in slices for row in range(*rows.indices(batch_size))}
+    return np.array(sorted(held), np.int64)
+
+
+def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with the mesh known while it is traced: see `models.transformer.divide`."""
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

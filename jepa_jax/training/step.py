@@ -12,7 +12,7 @@ from jaxtyping import Array
 from jepa_jax.objectives.objective import Batch, Objective
 from jepa_jax.training.ema import get_target
 from jepa_jax.training.schedules import Schedules
-from jepa_jax.training.sharding import batch_sharding, replicated, tree_shardings
+from jepa_jax.training.sharding import batch_sharding, replicated, traced_on, tree_shardings
 
 
 class TrainState(NamedTuple):
@@ -115,7 +115,7 @@ def make_train_step(
 
     shardings = tree_shardings(state, mesh)
     return jax.jit(
-        train_step,
+        traced_on(mesh, train_step),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

@@ -1,0 +1,111 @@
+"""What a compiled step sends between devices, read from the program that the compiler emitted."""
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_OPERATION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(_KINDS)})(-start)?\(")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
+_CALLED = re.compile(r"\b(body|calls|to_apply|branch_computations)=\{?([^,}\s]+(?:, %[^,}\s]+)*)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_BITS = re.compile(r"\d+")
+
+
+class Collective(NamedTuple):
+    """One operation between devices, as it is each time a step is taken.
+
+    Attributes:
+      kind: all-reduce, all-gather, reduce-scatter, all-to-all or collective-permute.
+      shapes: of its results on one device.
+      payload: bytes of its whole arrays: of the results, and of what a scatter scatters.
+      times: how often a step does it: more than once in a loop over layers.
+      group: devices that take part together.
+      source: where in the program it comes from, as JAX names it.
+    """
+
+    kind: str
+    shapes: tuple[tuple[int, ...], ...]
+    payload: int
+    times: int
+    group: int
+    source: str
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends in a step, if devices form a ring.
+
+        An all-reduce of S bytes among n devices sends 2 S (n - 1) / n, a gather or a scatter half
+        of that (Patarasuk & Yuan, 2009).
+        """
+        if self.kind == "collective-permute":
+            return self.payload * self.times
+        share = (self.group - 1) / self.group
+        return self.payload * self.times * share * (2 if self.kind == "all-reduce" else 1)
+
+
+def collectives(program: str) -> list[Collective]:
+    """All operations between devices in the text of a compiled program, `compiled.as_text()`."""
+    lines_of, entry, name = collections.defaultdict(list), "", ""
+    for line in program.splitlines():
+        if match := _COMPUTATION.match(line):
+            name = match[2]
+            entry = name if match[1] else entry
+        elif name:
+            lines_of[name].append(line)
+
+    found = []
+
+    def visit(computation: str, times: int) -> None:
+        for line in lines_of[computation]:
+            if match := _OPERATION.match(line):
+                found.append(_parse(line, match, times))
+            trips = int(match[1]) if (match := _TRIPS.search(line)) else 1
+            for how, called in _CALLED.findall(line):
+                for each in called.split(", "):
+                    visit(each.lstrip("%"), times * (trips if how == "body" else 1))
+
+    visit(entry, 1)
+    return found
+
+
+def by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
+    """Totals of a step: kind -> operations, payload and sent bytes."""
+    totals = {}
+    for one in found:
+        total = totals.setdefault(one.kind, {"operations": 0, "payload_bytes": 0, "sent_bytes": 0})
+        total["operations"] += one.times
+        total["payload_bytes"] += one.payload * one.times
+        total["sent_bytes"] += one.sent
+    return totals
+
+
+def _parse(line: str, match: re.Match, times: int) -> Collective:
+    kind, arrays, group = match[2], _ARRAY.findall(match[1]), _group_size(line)
+    if match[3] and kind in ("all-gather", "collective-permute"):
+        arrays = arrays[len(arrays) // 2 :]  # in front of an asynchronous result is its operand
+    shapes = tuple(tuple(int(n) for n in dims.split(",") if n) for _, dims in arrays)
+    payload = sum(
+        math.prod(shape) * (1 if dtype == "pred" else int(_BITS.search(dtype)[0]) // 8)
+        for (dtype, _), shape in zip(arrays, shapes, strict=True)
+    )
+    if kind == "reduce-scatter":  # whose result is one device's share
+        payload *= group
+    source = re.search(r'op_name="([^"]*)"', line)
+    return Collective(kind, shapes, payload, times, group, source[1] if source else "")
+
+
+def _group_size(line: str) -> int:
+    """Devices in each group of an operation, in any of XLA's three notations."""
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):  # {{0,1},{2,3}}
+        return match[1].count(",") + 1
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):  # [groups,size]<=...
+        return int(match[1])
+    match = re.search(r"replica_groups=mesh\[(.*?)\].*?\{(.*?)\}", line)  # mesh['a'=2,'b'=4] {'a'}
+    if not match:
+        return 1
+    sizes = dict(re.findall(r"('\w+')=(\d+)", match[1]))
+    parts = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", match[2])  # 'b':(1)2 is a part of an axis
+    return math.prod(int(part or sizes[axis]) for axis, part in parts)

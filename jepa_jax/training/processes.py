@@ -1,0 +1,100 @@
+"""A run of several processes: joining them, and making sure that all run the same thing."""
+
+import hashlib
+import json
+import pathlib
+import re
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+
+from jepa_jax.config import Config, differences, to_dict
+from jepa_jax.errors import UserError
+
+_START_SECONDS = 300  # for the last process to appear
+_HEARTBEAT_SECONDS = 60  # without a sign of life from one process, the others stop
+
+
+def join(where: str) -> None:
+    """Joins the other processes of the run; goes before any other use of JAX.
+
+    Args:
+      where: "auto" on a TPU pod, under Slurm or on Kubernetes, where JAX finds the others by
+        itself; else "HOST:PORT,N,I": the address of process 0, the number of processes, and the
+        number of this one.
+
+    Raises:
+      UserError: `where` is neither, or the others can't be found.
+    """
+    given = {}
+    if where != "auto":
+        match = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", where)
+        if not match or int(match[3]) >= int(match[2]):
+            raise UserError(
+                f"--distributed {where}: must be auto, or HOST:PORT,N,I: the address of process 0, "
+                "the number of processes, and the number of this one, from 0 on"
+            )
+        given = {
+            "coordinator_address": match[1],
+            "num_processes": int(match[2]),
+            "process_id": int(match[3]),
+        }
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for processes without GPU
+    try:
+        jax.distributed.initialize(
+            **given,
+            initialization_timeout=_START_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--distributed {where}: can't join the others: {reason}") from None
+
+
+def check_agreement(config: Config) -> None:
+    """Refuses to run unless all processes have the same configuration, code and libraries.
+
+    Raises:
+      UserError: in every process, with what differs.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = {"config": to_dict(config), "code": _code_version()}
+    theirs = _from_process_0(mine)
+    changed = differences(theirs, mine)
+    same = _gather(np.array([not changed]))
+    if same.all():
+        return
+    me = jax.process_index()
+    if same[me]:
+        others = ", ".join(str(i) for i in np.flatnonzero(~same))
+        raise UserError(f"--config: process {others} has other fields or other code than process 0")
+    listed = "; ".join(f"{name} is {b} here and {a} there" for name, (a, b) in changed.items())
+    raise UserError(f"process {me} must run what process 0 runs: {listed}")
+
+
+def _gather(x: np.ndarray) -> np.ndarray:
+    """An array of each process, one after another."""
+    return np.asarray(multihost_utils.process_allgather(x)).reshape(-1, *x.shape[1:])
+
+
+def _from_process_0(value: Any) -> Any:
+    """Process 0's value, in every process; anything that JSON can hold."""
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.zeros(size, np.uint8)
+    padded[: min(size, len(text))] = text[:size]
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))
+
+
+def _code_version() -> dict[str, str]:
+    """What must be the same besides the configuration: versions, and a digest of the package."""
+    root, digest = pathlib.Path(__file__).parent.parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    versions = {module.__name__: module.__version__ for module in (jax, flax, optax)}
+    return versions | {"jepa_jax": digest.hexdigest()[:12]}
