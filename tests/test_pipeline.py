@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from jepa_jax.config import resolve
@@ -69,6 +70,40 @@ def test_batches_have_the_announced_shapes(config, source):
         found = {name: (batch[name].shape, batch[name].dtype) for name in allowed[0]}
         assert found in allowed
         assert batch.keys() - found.keys() == {"mask_fallback", "example_index"}
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_processes_read_parts_of_the_same_batches(config, source, processes):
+    whole = batches(config, source, 5, 8)
+    for one_by_one in (False, True):
+        of_files = dataclasses.replace(source, whole_batches=not one_by_one)
+        parts = [
+            list(pipeline.train_batches(config, of_files, start_step=5, end_step=8, rows=rows))
+            for rows in np.split(np.arange(16), processes)
+        ]
+        joined = [
+            {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+            for step in zip(*parts, strict=True)
+        ]
+        assert_same(joined, whole)
+
+
+def test_a_process_reads_only_its_rows(config, source):
+    read = []
+
+    def load(index, crop, size):
+        read.append(tf.numpy_function(lambda i: seen.extend(i.tolist()) or i, [index], tf.int64))
+        with tf.control_dependencies(read[-1:]):
+            return source.load(index, crop, size)
+
+    seen = []
+    watched = dataclasses.replace(source, load=load)
+    rows = np.array([3, 4, 9])
+    (batch,) = pipeline.train_batches(config, watched, start_step=0, end_step=1, rows=rows)
+    assert sorted(seen) == sorted(batch["example_index"])
+    assert list(batch["example_index"]) == list(
+        batches(config, source, 0, 1)[0]["example_index"][rows]
+    )
 
 
 def test_another_seed_gives_other_batches(config, source):

@@ -1,9 +1,10 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import load_config_file
-from jax.sharding import PartitionSpec as P
 
 from jepa_jax.config import MeshConfig, resolve
 from jepa_jax.errors import UserError
@@ -11,10 +12,10 @@ from jepa_jax.objectives.ijepa import make_objective
 from jepa_jax.training.ema import get_target
 from jepa_jax.training.optimizer import make_optimizer
 from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.sharding import batch_sharding, check_mesh, make_mesh, tree_shardings
+from jepa_jax.training.sharding import batch_sharding, check_divisible, local_rows, make_mesh
 from jepa_jax.training.step import create_state, make_train_step
 
-STEPS = 3
+STEPS = 10
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,8 @@ def config():
     config = load_config_file("fashion_mnist")
     config.batch_size = 8
     config.data.image_size = (12, 16)  # a 3 x 4 grid
-    config.model.update({"embed_dim": 16, "depth": 2, "num_heads": 2, "scan_layers": True})
-    config.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 2})
+    config.model.update({"embed_dim": 16, "depth": 2, "num_heads": 8, "scan_layers": True})
+    config.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 8})
     config.masks.context_tokens = 4
     # Adam's first steps divide gradients by their own size; a large eps keeps rounding small.
     config.optimizer.eps = 1e-3
@@ -46,7 +47,7 @@ def batches():
 
 
 def train(config, mesh, batches, accumulation_steps=1):
-    """The losses of three steps, and the states before and after them."""
+    """The losses of ten steps, and the states before and after them."""
     objective = make_objective(config)
     schedules = make_schedules(config, steps_per_epoch=2)
     optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
@@ -74,8 +75,8 @@ def on_one_device(config, one_device, batches):
 
 @pytest.fixture(
     scope="module",
-    params=[((8, 1, 1), 1), ((1, 8, 1), 1), ((2, 2, 2), 2)],
-    ids=["data 8", "fsdp 8", "2 x 2 x 2 in two micro-batches"],
+    params=[((8, 1, 1), 1), ((2, 4, 1), 1), ((2, 2, 2), 2), ((1, 1, 8), 1)],
+    ids=["data 8", "2 x fsdp 4", "2 x 2 x 2 in two micro-batches", "tensor 8"],
 )
 def on_eight_devices(request, config, batches):
     (data, fsdp, tensor), accumulation_steps = request.param
@@ -154,20 +155,6 @@ def test_the_batch_is_divided_over_data_and_fsdp(batches):
     assert len({shard.index[0].start for shard in image.addressable_shards}) == 4
 
 
-def test_an_array_that_does_not_divide_is_kept_whole():
-    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
-    arrays = {
-        "mlp": {"fc1": {"kernel": np.zeros((2, 6, 12)), "bias": np.zeros((2, 10))}},
-        "attention": {"qkv": {"kernel": np.zeros((2, 8, 3, 2, 4))}},  # 2 heads, 4 ways
-        "norm": {"scale": np.zeros(8)},
-    }
-    shardings = tree_shardings(arrays, mesh)
-    assert shardings["mlp"]["fc1"]["kernel"].spec == P(None, "fsdp", "tensor")
-    assert shardings["mlp"]["fc1"]["bias"].is_fully_replicated
-    assert shardings["attention"]["qkv"]["kernel"].is_fully_replicated
-    assert shardings["norm"]["scale"].is_fully_replicated
-
-
 def test_minus_one_takes_the_devices_that_the_other_axes_leave():
     for given, shape in (((-1, 1, 1), (8, 1, 1)), ((-1, 2, 2), (2, 2, 2)), ((-1, 1, 8), (1, 1, 8))):
         mesh = make_mesh(MeshConfig(*given))
@@ -175,15 +162,26 @@ def test_minus_one_takes_the_devices_that_the_other_axes_leave():
         assert mesh.axis_names == ("data", "fsdp", "tensor")
 
 
-@pytest.mark.parametrize("axes", [(4, 1, 1), (-1, 3, 1), (-1, 16, 1), (16, 1, 1), (2, 2, 3)])
-def test_a_mesh_of_another_number_of_devices_is_refused_in_one_line(axes):
-    data, fsdp, tensor = axes
-    with pytest.raises(UserError) as error:
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        ((4, 1, 1), "data 4, .* number of devices, 8; set data to 8, or to -1"),
+        ((16, 1, 1), "data 16, .* set data to 8"),
+        ((2, 2, 4), "data 2, fsdp 2, tensor 4: .* set data to 1"),
+        ((-1, 3, 1), "fsdp x tensor = 3 must divide the number of devices, 8; 2 and 4 do"),
+        ((-1, 8, 2), "fsdp x tensor = 16 must divide the number of devices, 8; 8 do"),
+    ],
+)
+def test_a_mesh_of_another_number_of_devices_is_refused_in_one_line(axes, says):
+    with pytest.raises(UserError, match=rf"^config\.mesh = .*{says}") as error:
         make_mesh(MeshConfig(*axes))
-    message = str(error.value)
-    assert message.startswith(f"config.mesh = data {data}, fsdp {fsdp}, tensor {tensor}: ")
-    assert message.endswith("devices, 8")
-    assert "\n" not in message
+    assert "\n" not in str(error.value)
+
+
+def changed(config, section, **fields):
+    return dataclasses.replace(
+        config, **{section: dataclasses.replace(getattr(config, section), **fields)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,11 +189,12 @@ def test_a_mesh_of_another_number_of_devices_is_refused_in_one_line(axes):
     [(6, 1, "4 or 8"), (12, 2, "8 or 16"), (3, 1, "4"), (9, 4, "16")],
 )
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
-    batch_size, accumulation_steps, nearest
+    config, batch_size, accumulation_steps, nearest
 ):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))  # four shares
+    config = changed(config, "optimizer", accumulation_steps=accumulation_steps)
     with pytest.raises(UserError) as error:
-        check_mesh(mesh, batch_size=batch_size, accumulation_steps=accumulation_steps)
+        check_divisible(dataclasses.replace(config, batch_size=batch_size), mesh)
     message = str(error.value)
     assert message.startswith(
         f"config.batch_size = {batch_size}: must be a multiple of {4 * accumulation_steps} "
@@ -204,6 +203,61 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
     assert "\n" not in message
 
 
-def test_a_batch_that_divides_is_accepted():
+@pytest.mark.parametrize(
+    ("section", "fields", "says"),
+    [
+        ("model", {"num_heads": 6}, "mesh.tensor = 4: must divide config.model.num_heads = 6; 3 a"),
+        ("predictor", {"num_heads": 2}, "mesh.tensor = 4: .*predictor.num_heads = 2; 2 do"),
+        ("model", {"embed_dim": 15}, "mesh.fsdp = 2: must divide .*model.embed_dim = 15; 1 and 3"),
+        ("predictor", {"embed_dim": 9}, "mesh.fsdp = 2: .*predictor.embed_dim = 9; 1 and 3 do"),
+        ("model", {"mlp_ratio": 1.125}, "mesh.tensor = 4: .*mlp_ratio = 18; 3 and 6 do"),
+    ],
+)
+def test_a_model_that_does_not_divide_is_refused_with_the_nearest_that_do(
+    config, section, fields, says
+):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+    with pytest.raises(UserError, match=rf"^config\.{says}"):
+        check_divisible(changed(config, section, **fields), mesh)
+
+
+def test_what_divides_is_accepted(config):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    check_mesh(mesh, batch_size=24, accumulation_steps=3)
+    config = changed(config, "optimizer", accumulation_steps=3)
+    check_divisible(dataclasses.replace(config, batch_size=24), mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """As much of a device as building a mesh looks at."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str
+    device_kind: str = "fake"
+
+
+@pytest.mark.parametrize(
+    ("platform", "slices", "mesh"),
+    # TPU slices of four devices, and hosts of four GPUs: the outer network is crossed by data only.
+    [
+        ("other", 2, (4, 2, 1)),
+        ("other", 2, (2, 2, 2)),
+        ("gpu", 1, (2, 1, 4)),
+        ("gpu", 1, (2, 4, 1)),
+    ],
+)
+def test_fsdp_and_tensor_stay_within_a_slice_or_host(platform, slices, mesh):
+    # In the order of devices, neighbours are in different groups.
+    devices = [FakeDevice(i, i % 2, i % 2 if slices > 1 else 0, platform) for i in range(8)]
+    array = make_mesh(MeshConfig(*mesh), devices).devices
+    assert sorted(device.id for device in array.flat) == list(range(8))
+    groups = np.vectorize(lambda device: device.process_index)(array)
+    assert (groups == groups[:, :1, :1]).all()
+    assert len(np.unique(groups)) == 2
+
+
+def test_each_process_needs_the_rows_that_its_devices_hold():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    np.testing.assert_array_equal(local_rows(mesh, 12), np.arange(12))

@@ -71,7 +71,7 @@ def collectives(program: str) -> list[Collective]:
     return found
 
 
-def by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
+def by_kind(found: list[Collective]) -> dict[str, dict[str, int | float]]:
     """Totals of a step: kind -> operations, payload and sent bytes."""
     totals = {}
     for one in found:

@@ -36,7 +36,7 @@ RULES = (
 )
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices of all processes, or over those given.
 
     Neighbours on the network become neighbours in the mesh. Where devices form several slices

@@ -1,0 +1,183 @@
+"""What a compiled step sends between devices, held against the formulas of each kind of mesh."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import load_config_file
+
+from jepa_jax.config import resolve
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.training.collectives import Collective, by_kind, collectives
+from jepa_jax.training.optimizer import make_optimizer
+from jepa_jax.training.schedules import make_schedules
+from jepa_jax.training.sharding import make_mesh
+from jepa_jax.training.step import abstract_state, make_train_step
+
+B, K, M, T, N = 16, 6, 2, 4, 16
+D, DEPTH, PREDICTOR_D, PREDICTOR_DEPTH = 64, 3, 32, 2
+FLOAT = 4  # bytes
+SMALL = 16 * FLOAT * 64  # what scalars (loss, norms) may take beside the formulas
+
+
+def compile_step(mesh_shape, scan_layers):
+    """Text and memory of the compiled step, and the state's shapes."""
+    config = load_config_file("fashion_mnist")
+    config.batch_size = B
+    config.data.image_size = (16, 16)
+    config.model.update(
+        {"embed_dim": D, "depth": DEPTH, "num_heads": 8, "scan_layers": scan_layers}
+    )
+    config.predictor.update({"embed_dim": PREDICTOR_D, "depth": PREDICTOR_DEPTH, "num_heads": 8})
+    config.masks.context_tokens = K
+    config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh_shape, strict=True)))
+    config = resolve(config)
+    mesh, objective = make_mesh(config.mesh), make_objective(config)
+    schedules = make_schedules(config, steps_per_epoch=100)
+    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
+    state = abstract_state(objective, optimizer, mesh=mesh)
+    step = make_train_step(
+        objective, optimizer, schedules, state, seed=0, accumulation_steps=1, mesh=mesh
+    )
+    batch = {
+        "image": jax.ShapeDtypeStruct((B, 16, 16, 3), jnp.float32),
+        "context_index": jax.ShapeDtypeStruct((B, K), jnp.int32),
+        "target_index": jax.ShapeDtypeStruct((B, M, T), jnp.int32),
+    }
+    compiled = step.lower(state, batch).compile()
+    return collectives(compiled.as_text()), compiled.memory_analysis(), state
+
+
+def num_bytes(tree, where=lambda name: True):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize
+        for path, leaf in leaves
+        if where(jax.tree_util.keystr(path, simple=True, separator="/"))
+    )
+
+
+def is_divided(name):
+    return name.endswith("kernel")
+
+
+def payload(found, kind):
+    return sum(one.payload * one.times for one in found if one.kind == kind)
+
+
+@pytest.fixture(scope="module")
+def data_parallel():
+    return compile_step((8, 1, 1), scan_layers=False)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["scan", "unrolled"])
+def fsdp(request):
+    return compile_step((1, 8, 1), scan_layers=request.param)
+
+
+@pytest.fixture(scope="module")
+def tensor_parallel():
+    return compile_step((1, 1, 8), scan_layers=False)
+
+
+def test_data_parallel_reduces_the_gradients_and_nothing_else(data_parallel):
+    found, _, state = data_parallel
+    assert {one.kind for one in found} == {"all-reduce"}
+    assert 0 <= payload(found, "all-reduce") - num_bytes(state.params) <= SMALL
+    assert {one.group for one in found} == {8}
+
+
+def test_fsdp_gathers_parameters_for_each_pass_and_reduces_the_gradients_once(fsdp):
+    found, _, state = fsdp
+    kernels = num_bytes(state.params["encoder"], is_divided)
+    predictor = num_bytes(state.params["predictor"], is_divided)
+    patch_embed = num_bytes(state.params["encoder"]["patch_embed"], is_divided)
+    ends = sum(num_bytes(state.params["predictor"][name], is_divided) for name in ("embed", "proj"))
+    # The target encoder forward; the context encoder and the predictor forward and backward. No
+    # gradient goes on to the pixels, so that of patch_embed needs no kernel; and those of the
+    # predictor's ends may be kept from its forward pass, as they are in use all the time between.
+    most = 3 * kernels - patch_embed + 2 * predictor
+    assert most - ends <= payload(found, "all-gather") <= most
+    # A compiler that makes no reduce-scatter (the CPU's) reduces the whole gradient instead.
+    reduced = payload(found, "reduce-scatter") + payload(found, "all-reduce")
+    gradients = num_bytes(state.params)
+    assert gradients <= reduced <= gradients + SMALL
+    assert {one.kind for one in found} <= {"all-gather", "reduce-scatter", "all-reduce"}
+
+
+def test_fsdp_moves_parameters_and_gradients_but_no_activations(fsdp):
+    found, _, state = fsdp
+    sizes = {math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)}
+    of_a_layer = {size // depth for size in sizes for depth in (DEPTH, PREDICTOR_DEPTH)}
+    for one in found:
+        for shape in one.shapes:
+            if math.prod(shape) > 64:
+                assert math.prod(shape) in sizes | of_a_layer, one
+
+
+def test_moving_average_and_adam_move_no_bytes(fsdp, data_parallel):
+    """All that moves belongs to a network's forward or backward pass, or is a scalar."""
+    for found, _, _ in (fsdp, data_parallel):
+        for one in found:
+            is_scalar = all(math.prod(shape) == 1 for shape in one.shapes)
+            assert is_scalar or "jvp(" in one.source, one
+
+
+def test_tensor_parallel_reduces_activations_twice_a_layer_and_pass(tensor_parallel):
+    """Attention and MLP end in a sum over heads and hidden units (Shoeybi et al., 2019)."""
+    found, _, _ = tensor_parallel
+    target = 2 * DEPTH * B * N * D
+    context = 4 * DEPTH * B * K * D  # two forward, two backward
+    predictor = 4 * PREDICTOR_DEPTH * B * M * (K + T) * PREDICTOR_D
+    expected = FLOAT * (target + context + predictor)
+    assert {one.kind for one in found} == {"all-reduce"}
+    assert 0 <= payload(found, "all-reduce") - expected <= SMALL
+
+
+def test_the_state_is_donated(fsdp, data_parallel, tensor_parallel):
+    for (_, memory, state), shards in ((fsdp, 8), (data_parallel, 1), (tensor_parallel, 8)):
+        state_bytes = sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(state)
+        )
+        assert num_bytes(state) / shards <= state_bytes
+        # Every byte of the state, and nothing else, is given back in the place where it came.
+        assert memory.alias_size_in_bytes == pytest.approx(state_bytes, rel=1e-3)
+        batch = memory.argument_size_in_bytes - memory.alias_size_in_bytes
+        assert batch < B * (16 * 16 * 3 + K + M * T) * 4 + 1000
+
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%body (arg: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %ag = bf16[8,4]{1,0} all-gather(%x), replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  ROOT %t = (s32[], f32[8,4]) tuple(%i, %y)
+}
+
+ENTRY %main (p: f32[8,4]) -> f32[8,4] {
+  %w = (s32[], f32[8,4]) while(%init), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %rs = f32[2,4]{1,0} reduce-scatter(%z), replica_groups=[2,4]<=[8], dimensions={0}
+  %ars = (f32[3]{0}, f32[5]{0}) all-reduce-start(%a, %b), replica_groups={{0,1},{2,3}}, metadata={op_name="jit(step)/sum"}
+  %ard = (f32[3]{0}, f32[5]{0}) all-reduce-done(%ars)
+  %ags = (f32[2]{0}, f32[16]{0}) all-gather-start(%c), replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %agd = f32[16]{0} all-gather-done(%ags)
+}
+"""  # noqa: E501
+
+
+def test_every_form_of_operation_is_read():
+    assert collectives(PROGRAM) == [
+        Collective("all-gather", ((8, 4),), 64, 5, 4, ""),
+        Collective("reduce-scatter", ((2, 4),), 128, 1, 4, ""),
+        Collective("all-reduce", ((3,), (5,)), 32, 1, 2, "jit(step)/sum"),
+        Collective("all-gather", ((16,),), 64, 1, 8, ""),
+    ]
+    totals = by_kind(collectives(PROGRAM))
+    assert totals["all-gather"] == {
+        "operations": 6,
+        "payload_bytes": 5 * 64 + 64,
+        "sent_bytes": 5 * 64 * 3 / 4 + 64 * 7 / 8,
+    }
+    assert totals["all-reduce"]["sent_bytes"] == 2 * 32 / 2
+    assert totals["reduce-scatter"]["sent_bytes"] == 128 * 3 / 4

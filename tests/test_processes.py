@@ -1,0 +1,174 @@
+"""Real runs of two processes, each with four of eight devices, beside one process with all."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from jepa_jax.command_line import load_config
+from jepa_jax.config import resolve
+from jepa_jax.errors import PreemptedError, UserError
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.train import pretrain
+from jepa_jax.training import checkpoint
+from jepa_jax.training.optimizer import make_optimizer
+from jepa_jax.training.processes import join
+from jepa_jax.training.schedules import make_schedules
+from jepa_jax.training.sharding import make_mesh
+from jepa_jax.training.step import abstract_state
+
+CONFIG = str(REPOSITORY / "configs" / "fashion_mnist.py")
+FIELDS = [
+    "--config.epochs=4",
+    "--config.batch_size=2000",
+    "--config.model.patch_size=7",
+    "--config.model.embed_dim=16",
+    "--config.model.depth=1",
+    "--config.model.scan_layers=True",
+    "--config.predictor.embed_dim=8",
+    "--config.predictor.depth=1",
+    "--config.masks.context_tokens=4",
+    "--config.masks.num_targets=2",
+    "--config.masks.target_scale=(0.25,0.25)",
+    "--config.masks.target_aspect_ratio=(1.0,1.0)",
+    "--config.optimizer.eps=1e-3",  # Adam's first steps divide gradients by their own size
+    "--config.logging.every_steps=1",
+    "--config.logging.diagnostics_every_steps=5",
+    "--config.logging.knn_every_steps=10",
+    "--config.mesh.fsdp=2",
+]
+STEPS = 20
+
+
+def start(workdir, *more_of_each):
+    """Starts one process for each list of arguments; the first speaks for all."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    command = [sys.executable, "-m", "jepa_jax.train", "--config", CONFIG, *FIELDS]
+    return [
+        subprocess.Popen(
+            [
+                *command,
+                f"--workdir={workdir}",
+                f"--distributed=127.0.0.1:{port},{len(more_of_each)},{number}",
+                *more,
+            ],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, more in enumerate(more_of_each)
+    ]
+
+
+def finish(processes):
+    return [process.communicate(timeout=180) for process in processes]
+
+
+def final_state(workdir):
+    folder = checkpoint.find(workdir)
+    config = checkpoint.read_config(folder)
+    objective, schedules = make_objective(config), make_schedules(config, steps_per_epoch=5)
+    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
+    like = abstract_state(objective, optimizer, mesh=make_mesh(config.mesh))
+    return jax.device_get(checkpoint.restore(folder, like))
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One process with eight devices."""
+    workdir = tmp_path_factory.mktemp("alone")
+    pretrain(resolve(load_config(CONFIG, FIELDS)), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def preempted(tmp_path_factory):
+    """Two processes, of which the second is told to stop in mid-run."""
+    workdir = tmp_path_factory.mktemp("together")
+    processes = start(workdir, [], [])
+    for line in processes[0].stderr:
+        if line.startswith("step 3/"):
+            processes[1].send_signal(signal.SIGTERM)
+            break
+    outputs = finish(processes)
+    return workdir, [process.returncode for process in processes], outputs
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step(preempted):
+    workdir, codes, outputs = preempted
+    assert codes == [PreemptedError.exit_code] * 2, outputs
+    said = [re.search(r"stopped after step (\d+), which is saved", err) for _, err in outputs]
+    assert said[0][1] == said[1][1] == str(checkpoint.latest_step(workdir))
+    assert 3 < int(said[0][1]) < STEPS
+
+
+def test_only_the_first_process_speaks(preempted):
+    _, _, outputs = preempted
+    assert "step 4/" in outputs[0][1]
+    for word in ("compiled the step", "step 4/", "saving checkpoint"):
+        assert word not in outputs[1][1]
+
+
+def test_two_processes_take_the_steps_of_one(preempted, alone):
+    workdir, _, _ = preempted
+    together = {row["step"]: row["loss"] for row in rows(workdir) if "loss" in row}
+    expected = {row["step"]: row["loss"] for row in rows(alone) if "loss" in row}
+    assert len(together) >= 3
+    for step, loss in together.items():
+        np.testing.assert_allclose(loss, expected[step], rtol=1e-5)
+
+
+def test_one_process_goes_on_where_two_were_stopped(preempted, alone):
+    """With the same batches and masks, on another mesh."""
+    workdir, _, _ = preempted
+    stopped_at = checkpoint.latest_step(workdir)
+    other_mesh = [field for field in FIELDS if "mesh" not in field]
+    result = pretrain(resolve(load_config(CONFIG, other_mesh)), workdir)
+    assert result["step"] == STEPS
+    resumed = [row for row in rows(workdir) if row["step"] > stopped_at]
+    expected = [row for row in rows(alone) if row["step"] > stopped_at]
+    for one, other in zip(resumed, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in one.keys() & {"loss", "lr", "momentum", "effective_rank"}:
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
+        if "knn_accuracy" in one:
+            assert abs(one["knn_accuracy"] - other["knn_accuracy"]) < 0.01
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        final_state(workdir),
+        final_state(alone),
+    )
+
+
+def test_processes_with_different_configurations_stop_with_one_line(tmp_path):
+    processes = start(tmp_path / "run", [], ["--config.optimizer.lr=0.5"])
+    outputs = finish(processes)
+    assert [process.returncode for process in processes] == [UserError.exit_code] * 2
+    errors = [[line for line in err.splitlines() if "error" in line] for _, err in outputs]
+    assert [len(lines) for lines in errors] == [1, 1]
+    assert "process 1 has other fields" in errors[0][0]
+    assert "config.optimizer.lr is 0.5 here and 0.0015 there" in errors[1][0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("where", ["automatic", "host,2,0", "host:1,2", "host:1,2,2", "h o:1,2,0"])
+def test_a_place_that_cannot_be_read_gives_one_line(where):
+    with pytest.raises(UserError, match=rf"--distributed {where}: must be auto, or HOST:PORT,N,I"):
+        join(where)
