@@ -117,6 +117,13 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    # Trace these steps, from the first to the last, into `workdir/profile`; (0, 0): none.
+    steps: tuple[int, int] = (0, 0)
+    hlo: bool = False  # write the compiled steps to `workdir/hlo`, as text
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     seed: int
     epochs: int
@@ -132,6 +139,9 @@ class Config:
     mesh: MeshConfig
     logging: LoggingConfig
     checkpoint: CheckpointConfig
+    # For a closer look at a run; a config file need not mention them.
+    debug: bool = False  # overfit the first batch, find where a NaN arises, print the parameters
+    profile: ProfileConfig = ProfileConfig()
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -202,11 +212,20 @@ def from_mapping(schema: type, mapping: Any, prefix: str = "config") -> Any:
         if name not in hints:
             nearest = difflib.get_close_matches(str(name), hints, n=1, cutoff=0.0)[0]
             raise UserError(f"{prefix}.{name}: no such field; did you mean {prefix}.{nearest}?")
-    missing = [name for name in hints if name not in mapping]
+    optional = {
+        field.name
+        for field in dataclasses.fields(schema)
+        if field.default is not dataclasses.MISSING
+    }
+    missing = [name for name in hints if name not in mapping and name not in optional]
     if missing:
         raise UserError(f"{prefix}.{missing[0]}: missing; the config file must set it")
     return schema(
-        **{name: _convert(hint, mapping[name], f"{prefix}.{name}") for name, hint in hints.items()}
+        **{
+            name: _convert(hint, mapping[name], f"{prefix}.{name}")
+            for name, hint in hints.items()
+            if name in mapping
+        }
     )
 
 
@@ -311,6 +330,12 @@ def _check_ranges(config: Config) -> None:
         )
     if config.mesh.data != -1 and config.mesh.data < 1:
         raise UserError(f"config.mesh.data = {config.mesh.data}: must be at least 1, or -1 for all")
+    first, last = config.profile.steps
+    if (first, last) != (0, 0) and not 1 <= first <= last:
+        raise UserError(
+            f"config.profile.steps = ({first}, {last}): must satisfy 1 <= first <= last, or be "
+            "(0, 0) for none"
+        )
     if min(config.data.std) <= 0:
         raise UserError(f"config.data.std = {config.data.std}: must be above 0")
 

@@ -16,14 +16,14 @@ from jepa_jax.command_line import load_config, make_parser, run_command
 from jepa_jax.config import Config, resolve
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import Source, open_source
-from jepa_jax.errors import UserError
+from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.features import make_pool, pooled_features
 from jepa_jax.evaluation.probes import LabelledFeatures, knn_accuracy
 from jepa_jax.objectives.ijepa import make_objective
 from jepa_jax.objectives.objective import Objective
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.loop import train
-from jepa_jax.training.processes import check_agreement, join
+from jepa_jax.training.processes import check_agreement, join, leave
 from jepa_jax.training.sharding import make_mesh
 
 # The online k-NN probe: of training images alone, since the test images are for afterwards.
@@ -85,11 +85,20 @@ def main() -> None:
 
     def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any] | None:
         config = resolve(load_config(arguments.config, overrides))
+        if "://" in str(arguments.workdir) or ":/" in str(arguments.workdir):
+            raise UserError(
+                f"--workdir {arguments.workdir}: must be a folder; mount a bucket first (gcsfuse)"
+            )
         if arguments.distributed:
             join(arguments.distributed)
         if jax.process_index() > 0:  # process 0 speaks for all
             logging.getLogger("jepa_jax").setLevel(logging.WARNING)
-        result = pretrain(config, arguments.workdir) | {"workdir": str(arguments.workdir)}
+        try:
+            result = pretrain(config, arguments.workdir) | {"workdir": str(arguments.workdir)}
+        except StoppedRunError as error:
+            if jax.process_count() > 1:
+                leave(error)
+            raise
         return result if jax.process_index() == 0 else None
 
     run_command(command, parser)

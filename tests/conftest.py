@@ -10,7 +10,6 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the suite's time is compilation of steps that run only a few times.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-import importlib.util
 import pathlib
 
 import jax
@@ -24,14 +23,12 @@ REPOSITORY = pathlib.Path(__file__).parent.parent
 # Shapes and types of annotated functions are checked at each call while the tests run.
 install_import_hook("jepa_jax", "beartype.beartype")
 
+from jepa_jax.command_line import load_config  # noqa: E402
+
 
 def load_config_file(name: str) -> ml_collections.ConfigDict:
     """`get_config()` of a file in configs/."""
-    path = REPOSITORY / "configs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"configs_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    return ml_collections.ConfigDict(load_config(str(REPOSITORY / "configs" / f"{name}.py"), []))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The training loop: restore, then step after step, with what is periodic visibly periodic."""
 
 import collections
+import itertools
 import logging
 import math
 import pathlib
@@ -19,6 +20,7 @@ from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
 from jepa_jax.objectives.objective import Objective
 from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import compile_for_shapes
+from jepa_jax.training.debugging import describe_nan, parameter_table, write_programs
 from jepa_jax.training.diagnostics import make_diagnostics
 from jepa_jax.training.ema import get_target
 from jepa_jax.training.metrics import MetricsWriter
@@ -88,6 +90,8 @@ def train(
         log.info("nothing to do: %d of %d steps are taken", start_step, end_step)
         return {"step": start_step, "loss": None}
 
+    if config.debug:
+        log.info("%s", parameter_table(state.params, mesh))
     # All shapes are known, so nothing is left to compile in mid-run.
     train_step = make_train_step(
         objective,
@@ -97,9 +101,15 @@ def train(
         seed=config.seed,
         accumulation_steps=config.optimizer.accumulation_steps,
         mesh=mesh,
+        donate=not config.debug,  # what is gone can't be looked at
     )
     shapes = batch_shapes(config)
-    compiled = compile_for_shapes(train_step, state, shapes)
+    if config.debug:  # compiled at its first call, JAX can take it apart to find where a NaN arises
+        compiled = [train_step] * len(shapes)
+    else:
+        compiled = compile_for_shapes(train_step, state, shapes)
+    if config.profile.hlo:
+        write_programs(workdir / "hlo", train_step, state, shapes)
     step_for = {_shape_key(batch): step for batch, step in zip(shapes, compiled, strict=True)}
     diagnose = make_diagnostics(objective, mesh)
 
@@ -132,18 +142,29 @@ def train(
         checkpoint.save(manager, state, config)
         log.info("saving checkpoint %d", step)
 
-    with notice_signals() as interrupted:
+    trace_from, trace_to = config.profile.steps
+    trace_to = min(trace_to, end_step) if trace_from > start_step else 0
+    with notice_signals() as interrupted, jax.debug_nans(config.debug):
         try:
             batches = train_batches(
                 config,
                 source,
-                start_step=start_step,
-                end_step=end_step,
+                # To debug, the first batch alone: a model that works can learn it by heart.
+                start_step=0 if config.debug else start_step,
+                end_step=1 if config.debug else end_step,
                 rows=local_rows(mesh, config.batch_size),
             )
+            if config.debug:
+                batches = itertools.repeat(next(batches), end_step - start_step)
             arrays = _to_devices(batches, mesh, config.batch_size)
             for step, (fallback, batch) in enumerate(arrays, start=start_step + 1):
+                if step == trace_from:
+                    jax.profiler.start_trace(workdir / "profile", create_perfetto_trace=first)
                 state, metrics = step_for[_shape_key(batch)](state, batch)
+                if step == trace_to:
+                    jax.block_until_ready(metrics)
+                    jax.profiler.stop_trace()
+                    log.info("traced steps %d to %d: %s/profile", trace_from, trace_to, workdir)
                 written = due(step, config.logging.every_steps) or step == end_step
                 if due(step, config.logging.diagnostics_every_steps):
                     written = True
@@ -166,6 +187,8 @@ def train(
                         f"stopped after step {step}, which is saved; the same command resumes"
                     )
             save(end_step)
+        except FloatingPointError as error:  # from debug_nans
+            raise StoppedRunError(f"step {step}: {describe_nan(error)}") from None
         finally:
             manager.wait_until_finished()
             manager.close()
@@ -190,18 +213,15 @@ def _to_devices(
     The rows of this process and those of the others become one array over all devices.
     """
     sharding = batch_sharding(mesh)
+    names = ("image", "context_index", "target_index")
     for batch in batches:
-        fallbacks = int(batch.pop("mask_fallback").sum())
-        del batch["example_index"]
-        yield (
-            fallbacks,
-            {
-                name: jax.make_array_from_process_local_data(
-                    sharding, x, (batch_size, *x.shape[1:])
-                )
-                for name, x in batch.items()
-            },
-        )
+        arrays = {
+            name: jax.make_array_from_process_local_data(
+                sharding, batch[name], (batch_size, *batch[name].shape[1:])
+            )
+            for name in names
+        }
+        yield int(batch["mask_fallback"].sum()), arrays
 
 
 def _shape_key(batch: dict[str, Any]) -> tuple[tuple[int, ...], ...]:

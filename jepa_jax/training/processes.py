@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import pathlib
 import re
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 import flax
 import jax
@@ -13,7 +15,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from jepa_jax.config import Config, differences, to_dict
-from jepa_jax.errors import UserError
+from jepa_jax.errors import StoppedRunError, UserError
 
 _START_SECONDS = 300  # for the last process to appear
 _HEARTBEAT_SECONDS = 60  # without a sign of life from one process, the others stop
@@ -53,6 +55,16 @@ def join(where: str) -> None:
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--distributed {where}: can't join the others: {reason}") from None
+
+
+def leave(error: StoppedRunError) -> NoReturn:
+    """Ends this process at once, with the error's line and exit code.
+
+    An orderly end would wait for the other processes, and they wait for this one, in the middle of
+    a step. So JAX stops them when it misses this one's sign of life.
+    """
+    print(f"error: process {jax.process_index()}: {error}", file=sys.stderr, flush=True)
+    os._exit(error.exit_code)
 
 
 def check_agreement(config: Config) -> None:

@@ -27,9 +27,15 @@ def create_state(
     objective: Objective, optimizer: optax.GradientTransformation, *, seed: int, mesh: Mesh
 ) -> TrainState:
     """The state before step 0, created in place on its devices."""
+    return make_create(objective, optimizer, seed=seed, mesh=mesh)()
+
+
+def make_create(
+    objective: Objective, optimizer: optax.GradientTransformation, *, seed: int, mesh: Mesh
+) -> Callable[[], TrainState]:
+    """Jitted () -> state before step 0. No device ever holds more than its share of an array."""
     create = _creator(objective, optimizer, seed)
-    shardings = tree_shardings(jax.eval_shape(create), mesh)
-    return jax.jit(create, out_shardings=shardings)()
+    return jax.jit(create, out_shardings=tree_shardings(jax.eval_shape(create), mesh))
 
 
 def abstract_state(
@@ -63,6 +69,7 @@ def make_train_step(
     seed: int,
     accumulation_steps: int,
     mesh: Mesh,
+    donate: bool = True,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """One optimizer step, jitted over the mesh, with its state donated.
 
@@ -70,6 +77,7 @@ def make_train_step(
       state: the state to be trained, or its shapes.
       seed: of stochastic depth; the key of a step is a function of (seed, step).
       accumulation_steps: micro-batches whose gradients are averaged before the update.
+      donate: the new state takes the place of the old one in memory, which is gone then.
 
     Returns:
       (state, batch) -> (next state, metrics). The metrics are float32 scalars of this step: loss,
@@ -118,5 +126,5 @@ def make_train_step(
         traced_on(mesh, train_step),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
+        donate_argnums=0 if donate else (),
     )
