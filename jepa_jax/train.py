@@ -85,7 +85,7 @@ def main() -> None:
 
     def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any] | None:
         config = resolve(load_config(arguments.config, overrides))
-        if "://" in str(arguments.workdir) or ":/" in str(arguments.workdir):
+        if ":/" in str(arguments.workdir):  # gs://bucket, say
             raise UserError(
                 f"--workdir {arguments.workdir}: must be a folder; mount a bucket first (gcsfuse)"
             )

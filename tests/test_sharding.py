@@ -9,11 +9,12 @@ from conftest import load_config_file
 from jepa_jax.config import MeshConfig, resolve
 from jepa_jax.errors import UserError
 from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.training import checkpoint
 from jepa_jax.training.ema import get_target
 from jepa_jax.training.optimizer import make_optimizer
 from jepa_jax.training.schedules import make_schedules
 from jepa_jax.training.sharding import batch_sharding, check_divisible, local_rows, make_mesh
-from jepa_jax.training.step import create_state, make_train_step
+from jepa_jax.training.step import abstract_state, make_create, make_train_step
 
 STEPS = 10
 
@@ -46,31 +47,53 @@ def batches():
     return [batch() for _ in range(STEPS)]
 
 
-def train(config, mesh, batches, accumulation_steps=1):
-    """The losses of ten steps, and the states before and after them."""
-    objective = make_objective(config)
-    schedules = make_schedules(config, steps_per_epoch=2)
-    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-    start = create_state(objective, optimizer, seed=0, mesh=mesh)
-    step = make_train_step(
-        objective,
-        optimizer,
-        schedules,
-        start,
-        seed=0,
-        accumulation_steps=accumulation_steps,
-        mesh=mesh,
-    )
-    state, losses = jax.tree.map(jnp.copy, start), []
+@pytest.fixture(scope="module")
+def make_step(config):
+    """Optimizer and compiled step of a mesh, compiled once each."""
+    made = {}
+
+    def make(mesh, accumulation_steps=1):
+        key = (mesh, accumulation_steps)
+        if key not in made:
+            objective = make_objective(config)
+            schedules = make_schedules(config, steps_per_epoch=STEPS)
+            optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
+            like = abstract_state(objective, optimizer, mesh=mesh)
+            step = make_train_step(
+                objective,
+                optimizer,
+                schedules,
+                like,
+                seed=0,
+                accumulation_steps=accumulation_steps,
+                mesh=mesh,
+            )
+            made[key] = (make_create(objective, optimizer, seed=0, mesh=mesh), like, step)
+        return made[key]
+
+    return make
+
+
+def take_steps(step, state, batches, mesh):
+    """The losses of some steps, and the state after them."""
+    losses = []
     for batch in batches:
         state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
         losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+def train(make_step, mesh, batches, accumulation_steps=1):
+    """The losses of ten steps, and the states before and after them."""
+    create, _, step = make_step(mesh, accumulation_steps)
+    start = create()
+    losses, state = take_steps(step, jax.tree.map(jnp.copy, start), batches, mesh)
     return losses, start, state
 
 
 @pytest.fixture(scope="module")
-def on_one_device(config, one_device, batches):
-    return train(config, one_device, batches)
+def on_one_device(make_step, one_device, batches):
+    return train(make_step, one_device, batches)
 
 
 @pytest.fixture(
@@ -78,10 +101,10 @@ def on_one_device(config, one_device, batches):
     params=[((8, 1, 1), 1), ((2, 4, 1), 1), ((2, 2, 2), 2), ((1, 1, 8), 1)],
     ids=["data 8", "2 x fsdp 4", "2 x 2 x 2 in two micro-batches", "tensor 8"],
 )
-def on_eight_devices(request, config, batches):
+def on_eight_devices(request, make_step, batches):
     (data, fsdp, tensor), accumulation_steps = request.param
     mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
-    return mesh, train(config, mesh, batches, accumulation_steps)
+    return mesh, train(make_step, mesh, batches, accumulation_steps)
 
 
 def test_every_mesh_starts_from_the_same_parameters(on_one_device, on_eight_devices):
@@ -99,6 +122,44 @@ def test_every_mesh_takes_the_same_steps(on_one_device, on_eight_devices):
     _, before, after = jax.device_get(on_one_device)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, before.params)
     assert max(jax.tree.leaves(moved)) > 1e-3  # what is compared has changed by far more
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((8, 1, 1), None), (None, (8, 1, 1)), ((2, 4, 1), (4, 2, 1))],
+    ids=["8 to 1", "1 to 8", "2 x 4 to 4 x 2"],
+)
+def test_a_checkpoint_goes_on_on_another_mesh(
+    before, after, config, make_step, one_device, on_one_device, batches, tmp_path
+):
+    def mesh_of(shape):
+        return make_mesh(MeshConfig(*shape)) if shape else one_device
+
+    create, _, step = make_step(mesh_of(before))
+    first, state = take_steps(step, create(), batches[:5], mesh_of(before))
+    manager = checkpoint.make_manager(tmp_path, config)
+    checkpoint.save(manager, state, config)
+    manager.close()
+
+    _, like, step = make_step(mesh_of(after))
+    state = checkpoint.restore(checkpoint.find(tmp_path), like)
+    second, state = take_steps(step, state, batches[5:], mesh_of(after))
+    np.testing.assert_allclose(first + second, on_one_device[0], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), state, on_one_device[2]
+    )
+
+
+def test_creating_the_state_needs_little_more_than_a_share(config):
+    config = changed(config, "model", embed_dim=256, depth=4)
+    mesh, objective = make_mesh(MeshConfig(data=1, fsdp=8, tensor=1)), make_objective(config)
+    optimizer = make_optimizer(config.optimizer, make_schedules(config, 10), objective.target_of)
+    create = make_create(objective, optimizer, seed=0, mesh=mesh)
+    arrays = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(create))]
+    memory = create.lower().compile().memory_analysis()
+    assert memory.output_size_in_bytes < 1.1 * sum(arrays) / 8
+    # No whole copy of even the largest array exists on the way.
+    assert memory.temp_size_in_bytes < max(arrays)
 
 
 # Which dimensions of an encoder's arrays are divided: by fsdp, by tensor.
