@@ -156,7 +156,7 @@ def test_help_says_how(checkout, machine, script):
 def test_shellcheck_finds_nothing():
     if not shutil.which("shellcheck"):
         pytest.skip("shellcheck is not installed")
-    scripts = [*(REPOSITORY / "launch").glob("*.sh"), REPOSITORY / ".ci" / "run"]
+    scripts = [*(REPOSITORY / "launch").glob("*.s[hb]*"), REPOSITORY / ".ci" / "run"]
     done = subprocess.run(
         ["shellcheck", "-x", *map(str, scripts)], cwd=REPOSITORY, capture_output=True, check=False
     )

@@ -1,0 +1,257 @@
+"""The scripts for GPUs, TPU slices and clusters: exact commands from dry runs, and fake tools."""
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+LAUNCH = REPOSITORY / "launch"
+NAMED = ["--name", "pod", "--zone", "z-1"]
+RUN = ["--config", "configs/in1k_vith14_ep300.py", "--workdir", "/shared/a run"]
+
+
+def write_tool(folder: pathlib.Path, name: str, text: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("#!/usr/bin/env bash\n" + text)
+    (folder / name).chmod(0o755)
+
+
+def call(script, *arguments, **environment):
+    return subprocess.run(
+        ["bash", str(LAUNCH / script), *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def dry_run(script, *arguments):
+    """The commands that a dry run prints, as lists of words."""
+    done = call(script, *arguments)
+    assert done.returncode == 0, done.stderr
+    commands = re.split(r"^\+ ", done.stderr, flags=re.M)[1:]
+    return [unquote(command) for command in commands]
+
+
+def unquote(command):
+    """Words of bash's `printf %q`, which writes line ends as $'...\\n...'."""
+    done = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {command.splitlines()[0]}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split("\0")[:-1]
+
+
+QUEUED = ["gcloud", "compute", "tpus", "queued-resources"]
+VM = ["gcloud", "compute", "tpus", "tpu-vm"]
+
+
+@pytest.mark.parametrize(
+    ("type_", "version"),
+    [
+        ("v5litepod-256", "v2-alpha-tpuv5-lite"),
+        ("v6e-64", "v2-alpha-tpuv6e"),
+        ("v5p-128", "v2-alpha-tpuv5"),
+        ("v4-128", "tpu-ubuntu2204-base"),
+    ],
+)
+def test_tpu_create_asks_for_a_queued_resource(type_, version):
+    (command,) = dry_run("tpu_vm.sh", "create", "--dry-run", *NAMED, "--type", type_, "--spot")
+    assert command == [
+        *[*QUEUED, "create", "pod", "--zone=z-1", "--node-id=pod"],
+        *[f"--accelerator-type={type_}", f"--runtime-version={version}", "--spot"],
+    ]
+
+
+def test_tpu_install_copies_the_commit_to_all_workers():
+    archive, copy, install = dry_run("tpu_vm.sh", "install", "--dry-run", *NAMED)
+    assert archive[:2] == ["git", "archive"]
+    assert archive[-1] == "HEAD"
+    packed = archive[-2].removeprefix("--output=")
+    assert copy == [*VM, "scp", packed, "pod:jepa_jax.tar.gz", "--zone=z-1", "--worker=all"]
+    assert install[:7] == [*VM, "ssh", "pod", "--zone=z-1"]
+    assert install[7] == "--worker=all"
+    assert "bash launch/local.sh --accelerator tpu --install" in install[8]
+
+
+def test_tpu_run_starts_train_on_all_workers_and_stays_when_ssh_leaves():
+    (command,) = dry_run("tpu_vm.sh", "run", "--dry-run", *NAMED, "--project", "p", *RUN)
+    assert command[:-1] == [*VM, "ssh", "pod", "--zone=z-1", "--project=p", "--worker=all"]
+    remote = command[-1].removeprefix("--command=")
+    words = shlex.split(remote)
+    assert words[words.index("jepa_jax.train") + 1 :][: 2 + len(RUN)] == [
+        "--distributed",
+        "auto",
+        *RUN,
+    ]
+    assert "nohup flock -n train.lock bash launch/keep_running.sh" in remote
+
+
+def test_tpu_logs_and_delete():
+    (logs,) = dry_run("tpu_vm.sh", "logs", "--dry-run", *NAMED)
+    assert logs[5:] == [
+        *["pod", "--zone=z-1", "--worker=0"],
+        "--command=tail -n 100 -F jepa_jax/train.log",
+    ]
+    (delete,) = dry_run("tpu_vm.sh", "delete", "--dry-run", *NAMED)
+    assert delete == [*QUEUED, "delete", "pod", "--zone=z-1", "--quiet", "--force"]
+
+
+@pytest.mark.parametrize(
+    ("state", "does"),
+    [
+        ("ACTIVE", ["ssh"]),
+        ("SUSPENDED", ["delete", "create", "scp", "ssh", "ssh"]),
+        ("", ["create", "scp", "ssh", "ssh"]),
+    ],
+)
+def test_tpu_resume_makes_anew_what_was_taken_away(tmp_path, state, does):
+    """A slice is ACTIVE once it has been created."""
+    write_tool(
+        tmp_path / "bin",
+        "gcloud",
+        """case "$*" in
+  *describe*) if [ -e "$CREATED" ]; then echo ACTIVE; elif [ -n "$STATE" ]; then echo "$STATE"
+    else exit 1; fi ;;
+  *) echo "$4" >>"$CALLS"; [ "$4" != create ] || touch "$CREATED" ;;
+esac
+""",
+    )
+    calls = tmp_path / "calls"
+    done = call(
+        "tpu_vm.sh",
+        *["resume", *NAMED, "--type", "v5litepod-16", *RUN],
+        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        CALLS=str(calls),
+        CREATED=str(tmp_path / "created"),
+        STATE=state,
+    )
+    assert done.returncode == 0, done.stderr
+    assert calls.read_text().split() == does
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "says"),
+    [
+        ("tpu_vm.sh", [], "no verb: must be create, install"),
+        ("tpu_vm.sh", ["create", "--zone", "z"], "--name: missing"),
+        ("tpu_vm.sh", ["create", "--name", "a"], "--zone: missing"),
+        ("tpu_vm.sh", ["create", *NAMED], "--type: missing"),
+        ("tpu_vm.sh", ["logs", *NAMED, "--x"], "logs: unknown argument --x"),
+        ("tpu_vm.sh", ["run", *NAMED, "--workdir", "w"], "run: --config is missing"),
+        ("tpu_vm.sh", ["run", *NAMED, "--config=c"], "run: --workdir is missing"),
+        ("local.sh", ["--accelerator", "abacus"], "--accelerator abacus: must be cuda13"),
+    ],
+)
+def test_a_mistake_gives_one_line_and_code_2(script, arguments, says):
+    done = call(script, *arguments, "--dry-run")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {says}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_local_installs_for_the_gpus_looks_at_them_and_trains():
+    *make, look, train = dry_run("local.sh", "--dry-run", "--accelerator=cuda13", *RUN)
+    assert make[-1][-3:] == ["-r", "requirements.txt", "jax[cuda13]"]
+    assert look[-1] == "gpu"
+    assert train == [".venv/bin/python", "-m", "jepa_jax.train", *RUN]
+    kept = dry_run("local.sh", "--dry-run", "--accelerator=cpu", "--keep-running", *RUN)[-1]
+    assert kept == ["bash", "launch/keep_running.sh", *train]
+
+
+def test_slurm_runs_one_process_a_task():
+    (command,) = dry_run("slurm.sbatch", "--dry-run", *RUN)
+    assert command == [
+        *["srun", "--kill-on-bad-exit=0", ".venv/bin/python", "-m", "jepa_jax.train"],
+        *["--distributed", "auto", *RUN],
+    ]
+    header = (LAUNCH / "slurm.sbatch").read_text()
+    assert re.search(r"^#SBATCH --signal=TERM@\d+$", header, re.M)
+    assert re.search(r"^#SBATCH --requeue$", header, re.M)
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (3, False)])
+def test_slurm_requeues_what_was_preempted(tmp_path, code, requeued):
+    write_tool(tmp_path / "bin", "srun", f'echo "srun $*" >>"$CALLS"; exit {code}\n')
+    write_tool(tmp_path / "bin", "scontrol", 'echo "scontrol $*" >>"$CALLS"\n')
+    shutil.copytree(tmp_path / "bin", tmp_path / ".venv" / "bin")
+    write_tool(tmp_path / ".venv" / "bin", "python", "")
+    calls = tmp_path / "calls"
+    done = call(
+        "slurm.sbatch",
+        *RUN,
+        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        CALLS=str(calls),
+        SLURM_JOB_ID="7",
+        SLURM_SUBMIT_DIR=str(tmp_path),
+    )
+    assert done.returncode == code, done.stderr
+    assert ("scontrol requeue 7" in calls.read_text()) == requeued
+
+
+def test_keep_running_repeats_what_was_preempted_and_nothing_else(tmp_path):
+    count = tmp_path / "count"
+    script = 'echo x >>"$0"; case "$(wc -l <"$0")" in *1|*2) exit 75 ;; *) exit 3 ;; esac'
+    done = call("keep_running.sh", "bash", "-c", script, str(count))
+    assert done.returncode == 3
+    assert count.read_text().count("x") == 3
+
+
+def test_keep_running_passes_a_signal_on_and_waits_for_the_checkpoint(tmp_path):
+    saved = tmp_path / "saved"
+    script = (
+        f'trap "sleep 0.5; echo x >>{saved}; exit 75" TERM; echo up; while :; do sleep 0.1; done'
+    )
+    process = subprocess.Popen(
+        ["bash", str(LAUNCH / "keep_running.sh"), "bash", "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "up\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 75
+    assert saved.read_text() == "x\n"  # once: it was not run again
+
+
+def test_jobset_is_complete_and_names_what_exists():
+    jobset = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+    assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+    (slices,) = jobset["spec"]["replicatedJobs"]
+    job = slices["template"]["spec"]
+    rows, columns = map(
+        int, job["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    )
+    (container,) = job["template"]["spec"]["containers"]
+    chips = container["resources"]["limits"]["google.com/tpu"]
+    assert job["parallelism"] == job["completions"] == rows * columns // chips
+    assert job["backoffLimit"] == 0
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["values"] == [2, 3]  # 75 restarts
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    arguments = dict(argument.removeprefix("--").split("=") for argument in container["args"])
+    assert arguments["distributed"] == "auto"
+    assert (REPOSITORY / arguments["config"]).exists()
+    mounts = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in job["template"]["spec"]["volumes"]}
+
+
+def test_the_image_has_what_train_needs():
+    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
+    copied = [line.split()[1] for line in lines if line.startswith("COPY")]
+    assert copied == ["requirements.txt", "jepa_jax", "configs"]
+    ignored = (REPOSITORY / ".dockerignore").read_text().split()
+    assert all(f"!{name}" in ignored for name in copied)
+    assert 'ENTRYPOINT ["python", "-m", "jepa_jax.train"]' in lines
