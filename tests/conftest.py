@@ -10,7 +10,6 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the suite's time is compilation of steps that run only a few times.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-import importlib.util
 import pathlib
 
 import jax
@@ -24,14 +23,11 @@ REPOSITORY = pathlib.Path(__file__).parent.parent
 # Shapes and types of annotated functions are checked at each call while the tests run.
 install_import_hook("jepa_jax", "beartype.beartype")
 
-
 def load_config_file(name: str) -> ml_collections.ConfigDict:
     """`get_config()` of a file in configs/."""
-    path = REPOSITORY / "configs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"configs_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+    from jepa_jax.command_line import load_config  # below the hook
+
+    return ml_collections.ConfigDict(load_config(f"{REPOSITORY}/configs/{name}.py", []))
 
 
 @pytest.fixture
