@@ -6,12 +6,13 @@ user's mistake is one line, and exit code 2; see `jepa_jax.errors` for the other
 
 import argparse
 import ast
+import contextlib
 import importlib.util
 import json
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
@@ -65,7 +66,7 @@ def load_config(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     Values are not checked here, but by `config.resolve`, which knows their types.
 
     Args:
-      path: a Python file with a function `get_config`.
+      path: a Python file with a function `get_config`. It may import the files beside it.
       overrides: `--config.a.b=value`; the value is a Python literal, or else a string.
 
     Raises:
@@ -78,8 +79,9 @@ def load_config(path: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"--config {path}: must be a Python file, with the ending .py")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config().to_dict()
+        with _importable(pathlib.Path(path).resolve().parent):
+            spec.loader.exec_module(module)
+            config = module.get_config().to_dict()
     except Exception as error:  # whatever a user's file may raise
         raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
     for override in overrides:
@@ -94,6 +96,22 @@ def load_config(path: str, overrides: Sequence[str]) -> dict[str, Any]:
                 raise UserError(f"{override}: {section} is a value and has no fields")
         node[field] = text if isinstance(node.get(field), str) else _parse_value(text)
     return config
+
+
+@contextlib.contextmanager
+def _importable(folder: pathlib.Path) -> Iterator[None]:
+    """The Python files of a folder can be imported by their bare names, before all others."""
+    others = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        # Forgotten again: another folder may have a file of the same name.
+        for name in set(sys.modules) - others:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and pathlib.Path(file).parent == folder:
+                del sys.modules[name]
 
 
 def _parse_value(text: str) -> Any:

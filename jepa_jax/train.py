@@ -1,17 +1,24 @@
 """Pretrains a model: python -m jepa_jax.train --config configs/fashion_mnist.py --workdir DIR
 
 Run again with the same workdir, it resumes from the newest checkpoint there.
+
+With --plan it trains nothing, and needs no data and no accelerator: it compiles the step for --devices
+virtual CPU devices, or with the TPU's compiler for --topology, and prints what a run would need:
+
+    python -m jepa_jax.train --config configs/in1k_vith14_ep300.py --plan --topology v5e:16x16
 """
 
 import argparse
 import logging
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from jepa_jax.chips import CHIPS
 from jepa_jax.command_line import load_config, make_parser, run_command
 from jepa_jax.config import Config, resolve
 from jepa_jax.data.pipeline import eval_batches
@@ -21,6 +28,7 @@ from jepa_jax.evaluation.features import make_pool, pooled_features
 from jepa_jax.evaluation.probes import LabelledFeatures, knn_accuracy
 from jepa_jax.objectives.ijepa import make_objective
 from jepa_jax.objectives.objective import Objective
+from jepa_jax.plan import plan, table, topology_devices, virtual_devices
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.loop import train
 from jepa_jax.training.processes import check_agreement, join, leave
@@ -73,18 +81,60 @@ def online_knn(config: Config, objective: Objective, source: Source) -> Callable
     return accuracy
 
 
+def print_plan(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Plans as the arguments say, prints the table, and returns what the JSON line holds."""
+    if (arguments.devices is None) == (arguments.topology is None):
+        raise UserError("--plan: needs either --devices N or --topology NAME:SHAPE")
+    if arguments.topology:
+        if arguments.chip:
+            raise UserError(f"--chip {arguments.chip}: --topology says which chip it is; leave out")
+        devices, chip = topology_devices(arguments.topology)
+    else:
+        devices, chip = virtual_devices(arguments.devices), arguments.chip or "v5e"
+    needs = plan(config, devices, chip, num_images=arguments.images, mfu=arguments.mfu)
+    print(table(needs), file=sys.stderr)
+    return needs
+
+
 def main() -> None:
     parser = make_parser("jepa_jax.train", __doc__)
     parser.add_argument("--config", required=True, help="a file in configs/")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="folder of the run")
+    parser.add_argument("--workdir", type=pathlib.Path, help="folder of the run")
     parser.add_argument(
         "--distributed",
         metavar="WHERE",
         help="one of several processes: auto (TPU pod, Slurm, Kubernetes), or HOST:PORT,N,I",
     )
 
+    planning = parser.add_argument_group("planning")
+    planning.add_argument("--plan", action="store_true", help="print what the run would need")
+    planning.add_argument("--devices", type=int, metavar="N", help="for N virtual CPU devices ...")
+    planning.add_argument("--chip", help=f"... of {', '.join(CHIPS)} (default: v5e)")
+    planning.add_argument(
+        "--topology",
+        metavar="NAME:SHAPE",
+        help="for a TPU slice, v5e:16x16 say; needs libtpu (pip install libtpu), but no TPU",
+    )
+    planning.add_argument(
+        "--images",
+        type=int,
+        default=1_281_167,
+        metavar="N",
+        help="training images (default: %(default)s, ImageNet-1k's)",
+    )
+    planning.add_argument(
+        "--mfu", type=float, help="share of the peak to estimate the hours of the run from, 0.5 say"
+    )
+
     def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any] | None:
         config = resolve(load_config(arguments.config, overrides))
+        if arguments.plan:
+            return print_plan(config, arguments)
+        for name in ("devices", "chip", "topology", "mfu"):
+            if getattr(arguments, name) is not None:
+                parser.error(f"--{name} goes with --plan")
+        if arguments.workdir is None:
+            parser.error("the following arguments are required: --workdir")
         if ":/" in str(arguments.workdir):  # gs://bucket, say
             raise UserError(
                 f"--workdir {arguments.workdir}: must be a folder; mount a bucket first (gcsfuse)"

@@ -11,6 +11,8 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
 _CALLED = re.compile(r"\b(body|calls|to_apply|branch_computations)=\{?([^,}\s]+(?:, %[^,}\s]+)*)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r" while\(.*condition=%?([^,\s]+)")
+_LIMIT = re.compile(r"^\s*%?\S+ = s32\[\]\S* constant\((\d+)\)")
 _BITS = re.compile(r"\d+")
 
 
@@ -53,16 +55,28 @@ def collectives(program: str) -> list[Collective]:
         if match := _COMPUTATION.match(line):
             name = match[2]
             entry = name if match[1] else entry
-        elif name:
+        elif name and line.strip() not in ("", "}"):
             lines_of[name].append(line)
 
     found = []
 
     def visit(computation: str, times: int) -> None:
-        for line in lines_of[computation]:
-            if match := _OPERATION.match(line):
-                found.append(_parse(line, match, times))
-            trips = int(match[1]) if (match := _TRIPS.search(line)) else 1
+        lines = lines_of[computation]
+        # The TPU's compiler spreads a collective over several fusions, each of which repeats it:
+        # one that starts it, some that go on with it beside other work, one that ends it.
+        repeats = computation.startswith("async_collective_fusion") or any(
+            '"AsyncCollectiveDone"' in line for line in lines
+        )
+        for line in lines:
+            if (match := _OPERATION.match(line)) and not repeats:
+                one = _parse(line, match, times)
+                # Its reduce-scatter is a fusion of an all-reduce and the slice that is kept.
+                if computation.startswith("all-reduce-scatter"):
+                    one = one._replace(kind="reduce-scatter", shapes=_shapes(lines[-1]))
+                found.append(one)
+            if " async-done(" in line or " async-update(" in line:  # counted at its async-start
+                continue
+            trips = _trips(line, lines_of)
             for how, called in _CALLED.findall(line):
                 for each in called.split(", "):
                     visit(each.lstrip("%"), times * (trips if how == "body" else 1))
@@ -85,8 +99,9 @@ def by_kind(found: list[Collective]) -> dict[str, dict[str, int | float]]:
 def _parse(line: str, match: re.Match, times: int) -> Collective:
     kind, arrays, group = match[2], _ARRAY.findall(match[1]), _group_size(line)
     if match[3] and kind in ("all-gather", "collective-permute"):
+        arrays = [array for array in arrays if array != ("u32", "")]  # the TPU's semaphores
         arrays = arrays[len(arrays) // 2 :]  # in front of an asynchronous result is its operand
-    shapes = tuple(tuple(int(n) for n in dims.split(",") if n) for _, dims in arrays)
+    shapes = tuple(_shape(dims) for _, dims in arrays)
     payload = sum(
         math.prod(shape) * (1 if dtype == "pred" else int(_BITS.search(dtype)[0]) // 8)
         for (dtype, _), shape in zip(arrays, shapes, strict=True)
@@ -95,6 +110,29 @@ def _parse(line: str, match: re.Match, times: int) -> Collective:
         payload *= group
     source = re.search(r'op_name="([^"]*)"', line)
     return Collective(kind, shapes, payload, times, group, source[1] if source else "")
+
+
+def _shape(dims: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in dims.split(",") if n)
+
+
+def _shapes(line: str) -> tuple[tuple[int, ...], ...]:
+    """Shapes of an operation's results: all arrays in front of its name and arguments."""
+    results = re.split(r" [\w-]+\(%", line.split(" = ", 1)[1])[0]
+    return tuple(_shape(dims) for _, dims in _ARRAY.findall(results))
+
+
+def _trips(line: str, lines_of: dict[str, list[str]]) -> int:
+    """How often a loop's body runs; 1 for any other operation."""
+    if match := _TRIPS.search(line):
+        return int(match[1])
+    if not (match := _CONDITION.search(line)):
+        return 1
+    # The TPU's compiler does not say. A `lax.scan` counts from 0 while it is less than a constant.
+    condition = lines_of[match[1]]
+    limits = [int(limit[1]) for each in condition if (limit := _LIMIT.match(each))]
+    counts_up = any("direction=LT" in each for each in condition)
+    return limits[0] if counts_up and len(limits) == 1 else 1
 
 
 def _group_size(line: str) -> int:

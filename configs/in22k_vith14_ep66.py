@@ -1,0 +1,15 @@
+"""ViT-H/14 on ImageNet-22k, 66 epochs (Assran et al., 2023): in1k_vith14_ep300.py on more images."""
+
+import in1k_vith14_ep300
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = in1k_vith14_ep300.get_config()
+    config.epochs = 66
+    config.optimizer.warmup_epochs = 3.0
+    # An epoch of 14.2 million images has 6,932 steps.
+    config.logging.diagnostics_every_steps = 1000
+    config.checkpoint.every_steps = 2000
+    config.checkpoint.keep_every_steps = 50_000
+    return config

@@ -1,0 +1,241 @@
+"""What a run needs, found by compiling it for devices that need not be there.
+
+Nothing is allocated and no data is read: the training step is compiled from shapes, for virtual CPU
+devices or, with the TPU's own compiler, for a TPU topology. See `python -m jepa_jax.train --help`.
+"""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jepa_jax.chips import CHIPS
+from jepa_jax.config import Config
+from jepa_jax.data.masks import check_feasible
+from jepa_jax.data.pipeline import batch_shapes, mask_sampler, steps_per_epoch
+from jepa_jax.errors import UserError
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.training.collectives import by_kind, collectives
+from jepa_jax.training.flops import step_flops
+from jepa_jax.training.optimizer import make_optimizer
+from jepa_jax.training.schedules import make_schedules
+from jepa_jax.training.sharding import check_divisible, make_mesh
+from jepa_jax.training.step import abstract_state, make_train_step
+
+
+def virtual_devices(number: int) -> Sequence[jax.Device]:
+    """CPU devices that exist in name only, which is enough to compile for. Before any use of JAX.
+
+    Raises:
+      UserError: the number is not positive.
+    """
+    if number < 1:
+        raise UserError(f"--devices {number}: must be at least 1")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", number)
+    return jax.devices()
+
+
+def topology_devices(topology: str) -> tuple[Sequence[jax.Device], str]:
+    """The devices of a TPU slice such as v5e:16x16, and the name of their chip.
+
+    Raises:
+      UserError: libtpu, which holds the compiler, is not installed; or it knows no such slice.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"--topology {topology}: needs the TPU's compiler, which is in libtpu: pip install libtpu"
+        )
+    from jax.experimental import topologies
+
+    # There is no TPU to ask, and nobody else to share it with.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    except Exception as error:  # of several types
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--topology {topology}: {reason}; v5e:16x16 is one, say") from None
+    kind = devices[0].device_kind
+    chips = {chip.device_kind: name for name, chip in CHIPS.items()}
+    if kind not in chips or len({tuple(device.coords) for device in devices}) < len(devices):
+        known = ", ".join(name for name in ("v5e", "v5p", "v6e"))
+        raise UserError(f"--topology {topology}: only chips that are one device each, {known}")
+    return devices, chips[kind]
+
+
+def plan(
+    config: Config,
+    devices: Sequence[jax.Device],
+    chip: str,
+    *,
+    num_images: int,
+    mfu: float | None = None,
+) -> dict[str, Any]:
+    """Compiles the training step for these devices, and adds up what it needs.
+
+    Args:
+      devices: virtual, of a topology, or real.
+      chip: a name in `CHIPS`, whose limits times and memory are held against.
+      num_images: in the training set.
+      mfu: share of the chip's peak that a step may reach, to estimate the run's hours from.
+
+    Returns:
+      Plain numbers, for JSON; bytes, seconds and operations unless the name says otherwise. What a
+      step takes depends a little on the target blocks' size: FLOPs are the mean over the sizes;
+      memory and collectives are those of the largest.
+
+    Raises:
+      UserError: an unknown chip, or a configuration that does not fit these devices.
+    """
+    if chip not in CHIPS:
+        raise UserError(f"--chip {chip}: must be one of {', '.join(CHIPS)}")
+    if mfu is not None and not 0 < mfu <= 1:
+        raise UserError(f"--mfu {mfu}: must be above 0 and at most 1")
+    mesh, sampler = make_mesh(config.mesh, devices), mask_sampler(config)
+    check_divisible(config, mesh)
+    check_feasible(sampler)
+    epoch_steps = steps_per_epoch(config, num_images)
+    objective, schedules = make_objective(config), make_schedules(config, epoch_steps)
+    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
+    state = abstract_state(objective, optimizer, mesh=mesh)
+    step = make_train_step(
+        objective,
+        optimizer,
+        schedules,
+        state,
+        seed=config.seed,
+        accumulation_steps=config.optimizer.accumulation_steps,
+        mesh=mesh,
+    )
+    largest = max(batch_shapes(config), key=lambda batch: batch["target_index"].shape)
+    per_image = step_flops(config, sampler.target_lengths())
+    result = {
+        "chip": chip,
+        "devices": len(devices),
+        "compiler": "tpu" if devices[0].platform == "tpu" else "cpu",
+        "mesh": dict(mesh.shape),
+        "batch_size": config.batch_size,
+        "remat": config.model.remat,
+        "steps": config.epochs * epoch_steps,
+        "parameters": {name: _count(part) for name, part in state.params.items()},
+        "state_bytes_per_device": _bytes_per_device(state),
+        "flops_per_image": {name: float(value) for name, value in per_image._asdict().items()},
+        "flops_per_step": float(per_image.total * config.batch_size),
+    }
+    try:
+        compiled = step.lower(state, largest).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        return result | {"memory_per_device": {"fits": False, "compiler_says": reason}}
+    moved = by_kind(collectives(compiled.as_text()))
+    memory = _memory(compiled.memory_analysis())
+    result |= {
+        "collectives_per_step": moved,
+        "memory_per_device": memory | {"fits": memory["peak"] <= CHIPS[chip].memory},
+    }
+    sent = sum(kind["sent_bytes"] for kind in moved.values())
+    return result | _times(result, sent, mfu)
+
+
+def _times(result: dict[str, Any], sent: float, mfu: float | None) -> dict[str, Any]:
+    """Seconds that a step takes at least, and hours of the run."""
+    chip = CHIPS[result["chip"]]
+    at_least = {
+        "compute": result["flops_per_step"] / (chip.peak * result["devices"]),
+        "links": sent / chip.link_bandwidth,
+        # The update reads and writes the whole state, besides all that the networks do.
+        "memory": 2 * result["state_bytes_per_device"] / chip.memory_bandwidth,
+    }
+    hours = result["steps"] / 3600
+    times = {
+        "step_seconds_at_least": at_least,
+        "run_hours_at_least": hours * max(at_least.values()),
+        "run_hours_at_peak_compute": hours * at_least["compute"],
+    }
+    if mfu is not None:
+        times |= {"mfu": mfu, "run_hours_at_mfu": hours * at_least["compute"] / mfu}
+    return times
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _bytes_per_device(tree: Any) -> int:
+    """Bytes of one device's shares, as the shardings define them, without any padding."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _memory(analysis: Any) -> dict[str, int]:
+    """Bytes on one device, as the compiler lays them out: padded to its tiles, on a TPU."""
+    arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes  # of new buffers
+    program = analysis.generated_code_size_in_bytes
+    return {
+        "arguments": arguments,
+        "new_outputs": outputs,
+        "temporaries": temporaries,
+        "program": program,
+        "peak": arguments + outputs + temporaries + program,
+    }
+
+
+def table(plan: dict[str, Any]) -> str:
+    """A plan for people to read."""
+    flops, memory = plan["flops_per_image"], plan["memory_per_device"]
+    chip = CHIPS[plan["chip"]]
+    parameters = ", ".join(f"{name} {n / 1e6:.1f} M" for name, n in plan["parameters"].items())
+    parts = ", ".join(f"{name} {x / 1e9:.1f}" for name, x in flops.items())
+    rows = [
+        ("devices", f"{plan['devices']} x {plan['chip']}, compiled for {plan['compiler'].upper()}"),
+        ("mesh", ", ".join(f"{axis} {n}" for axis, n in plan["mesh"].items())),
+        ("images a step", f"{plan['batch_size']}; {plan['steps']} steps"),
+        ("parameters", parameters),
+        ("state a device", _gb(plan["state_bytes_per_device"])),
+        ("GFLOP an image", f"{sum(flops.values()) / 1e9:.1f} ({parts})"),
+        ("PFLOP a step", f"{plan['flops_per_step'] / 1e15:.3f}"),
+    ]
+    fits = f"{'fits' if memory['fits'] else 'DOES NOT FIT'} {_gb(chip.memory)}"
+    if "peak" not in memory:
+        rows.append(("memory a device", f"{fits}: {memory['compiler_says']}"))
+        return _aligned(rows)
+    rows += [
+        (
+            "memory a device",
+            f"{_gb(memory['peak'])} at the peak: {fits} (arguments {_gb(memory['arguments'])}, "
+            f"temporaries {_gb(memory['temporaries'])}; remat {plan['remat']})",
+        ),
+        *(
+            (kind, f"{n['operations']} a step, {_gb(n['sent_bytes'])} sent by each device")
+            for kind, n in plan["collectives_per_step"].items()
+        ),
+        (
+            "seconds a step",
+            "at least "
+            + ", ".join(f"{x:.4f} ({what})" for what, x in plan["step_seconds_at_least"].items()),
+        ),
+        ("hours of the run", f"at least {plan['run_hours_at_least']:.1f}"),
+    ]
+    if "mfu" in plan:
+        rows.append((f"  at {plan['mfu']:.0%} of the peak", f"{plan['run_hours_at_mfu']:.1f}"))
+    if plan["compiler"] == "cpu":
+        note = "the CPU's compiler widens bfloat16 and has no reduce-scatter: memory and"
+        rows.append(("note", f"{note} collectives are above what an accelerator needs"))
+    return _aligned(rows)
+
+
+def _aligned(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:<22}{value}" for name, value in rows)
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
