@@ -31,7 +31,7 @@ from jepa_jax.objectives.objective import Objective
 from jepa_jax.plan import plan, table, topology_devices, virtual_devices
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.loop import train
-from jepa_jax.training.processes import check_agreement, join, leave
+from jepa_jax.training.processes import check_agreement, check_shared, join, leave
 from jepa_jax.training.sharding import make_mesh
 
 # The online k-NN probe: of training images alone, since the test images are for afterwards.
@@ -40,7 +40,6 @@ _KNN_REFERENCES, _KNN_QUERIES, _KNN_NEIGHBORS = 4000, 1000, 10
 
 def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains as configured; see `training.loop.train` for what it returns and raises."""
-    check_agreement(config)
     use_compilation_cache()
     source = open_source(config.data, "train")
     objective = make_objective(config)
@@ -143,9 +142,11 @@ def main() -> None:
             join(arguments.distributed)
         if jax.process_index() > 0:  # process 0 speaks for all
             logging.getLogger("jepa_jax").setLevel(logging.WARNING)
+        check_agreement(config)
+        check_shared(arguments.workdir)
         try:
             result = pretrain(config, arguments.workdir) | {"workdir": str(arguments.workdir)}
-        except StoppedRunError as error:
+        except (StoppedRunError, UserError) as error:
             if jax.process_count() > 1:
                 leave(error)
             raise

@@ -27,7 +27,8 @@ for argument in "$@"; do
 done
 
 make_environment -e ".[test]"
-command=(.venv/bin/python -m pytest ${arguments[@]+"${arguments[@]}"})
+# Compilation, where the time goes, uses one core; a file's tests share what it compiled.
+command=(.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile ${arguments[@]+"${arguments[@]}"})
 if [ "$dry_run" = yes ]; then
   run "${command[@]}"
 else

@@ -76,7 +76,10 @@ def test_the_first_call_installs_and_the_second_does_not(checkout, machine, scri
     assert [line.split()[2] for line in calls[:2]] == ["venv", "pip"]
     wanted = {"quickstart.sh": "-r requirements.txt", "test.sh": "-e .[test]"}[script]
     assert calls[-2].endswith(wanted)
-    module = {"quickstart.sh": "jepa_jax.quickstart", "test.sh": "pytest"}[script]
+    module = {
+        "quickstart.sh": "jepa_jax.quickstart",
+        "test.sh": "pytest -n auto --maxprocesses 4 --dist loadfile",
+    }[script]
     assert calls[-1] == f"python -m {module} --x=a b"
     done, calls = call(checkout, machine, script)
     assert calls == [f"python -m {module}"]

@@ -48,12 +48,16 @@ FIELDS = [
 STEPS = 20
 
 
-def start(workdir, *more_of_each):
-    """Starts one process for each list of arguments; the first speaks for all."""
+def start(workdir, *more_of_each, folders=(REPOSITORY, REPOSITORY)):
+    """Starts one process for each list of arguments, each in a folder; the first speaks for all."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": str(REPOSITORY),
+    }
     command = [sys.executable, "-m", "jepa_jax.train", "--config", CONFIG, *FIELDS]
     return [
         subprocess.Popen(
@@ -63,7 +67,7 @@ def start(workdir, *more_of_each):
                 f"--distributed=127.0.0.1:{port},{len(more_of_each)},{number}",
                 *more,
             ],
-            cwd=REPOSITORY,
+            cwd=folders[number],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -166,6 +170,18 @@ def test_processes_with_different_configurations_stop_with_one_line(tmp_path):
     assert "process 1 has other fields" in errors[0][0]
     assert "config.optimizer.lr is 0.5 here and 0.0015 there" in errors[1][0]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_is_not_the_same_folder_for_all_is_refused(tmp_path):
+    folders = (tmp_path / "host 0", tmp_path / "host 1")
+    for folder in folders:
+        folder.mkdir()
+    processes = start("run", [], [], folders=folders)
+    outputs = finish(processes)
+    assert [process.returncode for process in processes] == [UserError.exit_code] * 2
+    for _, err in outputs:
+        assert "error: --workdir run: process 1 does not see what process 0 writes there" in err
+    assert not any(any(folder.iterdir()) for folder in folders)
 
 
 @pytest.mark.parametrize("where", ["automatic", "host,2,0", "host:1,2", "host:1,2,2", "h o:1,2,0"])

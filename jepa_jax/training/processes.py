@@ -1,5 +1,6 @@
 """A run of several processes: joining them, and making sure that all run the same thing."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -57,7 +58,7 @@ def join(where: str) -> None:
         raise UserError(f"--distributed {where}: can't join the others: {reason}") from None
 
 
-def leave(error: StoppedRunError) -> NoReturn:
+def leave(error: StoppedRunError | UserError) -> NoReturn:
     """Ends this process at once, with the error's line and exit code.
 
     An orderly end would wait for the other processes, and they wait for this one, in the middle of
@@ -87,6 +88,31 @@ def check_agreement(config: Config) -> None:
         raise UserError(f"--config: process {others} has other fields or other code than process 0")
     listed = "; ".join(f"{name} is {b} here and {a} there" for name, (a, b) in changed.items())
     raise UserError(f"process {me} must run what process 0 runs: {listed}")
+
+
+def check_shared(workdir: pathlib.Path) -> None:
+    """Refuses a folder that is not one and the same for all processes.
+
+    Raises:
+      UserError: in every process, with those that do not see what process 0 writes.
+    """
+    if jax.process_count() == 1:
+        return
+    exists = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    name = _from_process_0(f".jepa_jax-{os.getpid()}")
+    if jax.process_index() == 0:
+        with contextlib.suppress(OSError):
+            (exists / name).touch()
+    multihost_utils.sync_global_devices("written")
+    seen = _gather(np.array([(exists / name).exists()]))
+    if jax.process_index() == 0:
+        (exists / name).unlink(missing_ok=True)
+    if not seen.all():
+        others = ", ".join(str(i) for i in np.flatnonzero(~seen))
+        raise UserError(
+            f"--workdir {workdir}: process {others} does not see what process 0 writes there; must "
+            "be a folder that all of them see and may write to"
+        )
 
 
 def _gather(x: np.ndarray) -> np.ndarray:
