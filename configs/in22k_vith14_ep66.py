@@ -1,4 +1,7 @@
-"""ViT-H/14 on ImageNet-22k, 66 epochs (Assran et al., 2023): in1k_vith14_ep300.py on more images."""
+"""ViT-H/14 on ImageNet-22k, 66 epochs (Assran et al., 2023).
+
+As in1k_vith14_ep300.py, but on more images, fewer times.
+"""
 
 import in1k_vith14_ep300
 import ml_collections

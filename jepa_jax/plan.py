@@ -47,12 +47,14 @@ def topology_devices(topology: str) -> tuple[Sequence[jax.Device], str]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"--topology {topology}: needs the TPU's compiler, which is in libtpu: pip install libtpu"
+            f"--topology {topology}: needs libtpu, which holds the compiler: pip install libtpu"
         )
     from jax.experimental import topologies
 
-    # There is no TPU to ask, and nobody else to share it with.
+    # There is no TPU machine to ask what it is: without these the compiler waits, and complains.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "none")
     jax.config.update("jax_platforms", "cpu")
     try:
         devices = topologies.get_topology_desc(topology, platform="tpu").devices
@@ -228,8 +230,8 @@ def table(plan: dict[str, Any]) -> str:
     if "mfu" in plan:
         rows.append((f"  at {plan['mfu']:.0%} of the peak", f"{plan['run_hours_at_mfu']:.1f}"))
     if plan["compiler"] == "cpu":
-        note = "the CPU's compiler widens bfloat16 and has no reduce-scatter: memory and"
-        rows.append(("note", f"{note} collectives are above what an accelerator needs"))
+        note = "the CPU's compiler widens bfloat16 and has no reduce-scatter: a TPU needs less"
+        rows.append(("note", note))
     return _aligned(rows)
 
 
@@ -237,5 +239,5 @@ def _aligned(rows: list[tuple[str, str]]) -> str:
     return "\n".join(f"{name:<22}{value}" for name, value in rows)
 
 
-def _gb(num_bytes: float) -> str:
+def _gb(num_bytes: int | float) -> str:
     return f"{num_bytes / 1e9:.2f} GB"
