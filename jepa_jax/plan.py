@@ -148,20 +148,24 @@ def plan(
 def _times(result: dict[str, Any], sent: float, mfu: float | None) -> dict[str, Any]:
     """Seconds that a step takes at least, and hours of the run."""
     chip = CHIPS[result["chip"]]
+    links = sent / chip.link_bandwidth
     at_least = {
         "compute": result["flops_per_step"] / (chip.peak * result["devices"]),
-        "links": sent / chip.link_bandwidth,
         # The update reads and writes the whole state, besides all that the networks do.
         "memory": 2 * result["state_bytes_per_device"] / chip.memory_bandwidth,
     }
+    if result["compiler"] == "tpu":  # the CPU's program sends more than an accelerator's would
+        at_least["links"] = links
     hours = result["steps"] / 3600
     times = {
+        "link_seconds_as_compiled": links,
         "step_seconds_at_least": at_least,
-        "run_hours_at_least": hours * max(at_least.values()),
         "run_hours_at_peak_compute": hours * at_least["compute"],
+        "run_hours_at_least": hours * max(at_least.values()),
     }
     if mfu is not None:
-        times |= {"mfu": mfu, "run_hours_at_mfu": hours * at_least["compute"] / mfu}
+        slowest = max(at_least["compute"] / mfu, *at_least.values())
+        times |= {"mfu": mfu, "run_hours_at_mfu": hours * slowest}
     return times
 
 
