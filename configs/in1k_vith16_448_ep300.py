@@ -15,6 +15,4 @@ def get_config() -> ml_collections.ConfigDict:
     # masks, 600 steps: 360 patches visible on average, 234.0 (sd 37) in the worst of 128 images.
     # (The published run had 16 images a device, whose worst keeps 272.)
     config.masks.context_tokens = 234
-    # On 256 v5e chips (16 GB) 8 images each need 19 GiB of temporaries without, 4.6 GB with it.
-    config.model.remat = "dots"
     return config

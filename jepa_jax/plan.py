@@ -51,7 +51,9 @@ def topology_devices(topology: str) -> tuple[Sequence[jax.Device], str]:
         )
     from jax.experimental import topologies
 
-    # There is no TPU machine to ask what it is: without these the compiler waits, and complains.
+    # There is no TPU to ask what it is, or to have to oneself: without these the compiler waits,
+    # complains, and refuses to work beside another process that compiles.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "none")
