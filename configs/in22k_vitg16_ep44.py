@@ -1,4 +1,4 @@
-"""ViT-g/16 at 224 x 224 on ImageNet-22k, 44 epochs (Assran et al., 2023), the largest published run.
+"""ViT-g/16 at 224 x 224 on ImageNet-22k, 44 epochs (Assran et al., 2023): the largest run.
 
 As in22k_vith14_ep66.py, but wider and deeper, on a coarser grid.
 """

@@ -33,7 +33,7 @@ CHIPS = {
     "v5e": Chip(197e12, 16 * _GIB, 819e9, 200e9, "TPU v5 lite"),
     "v5p": Chip(459e12, 95 * _GIB, 2765e9, 600e9, "TPU v5"),
     "v6e": Chip(918e12, 32 * _GIB, 1638e9, 400e9, "TPU v6 lite"),
-    "A100-80G": Chip(312e12, 80 * _GIB, 2039e9, 300e9, "NVIDIA A100-SXM4-80GB"),
-    "H100": Chip(989e12, 80 * _GIB, 3350e9, 450e9, "NVIDIA H100 80GB HBM3"),
+    "A100-80G": Chip(312e12, 80e9, 2039e9, 300e9, "NVIDIA A100-SXM4-80GB"),
+    "H100": Chip(989e12, 80e9, 3350e9, 450e9, "NVIDIA H100 80GB HBM3"),
     "H200": Chip(989e12, 141e9, 4800e9, 450e9, "NVIDIA H200"),
 }

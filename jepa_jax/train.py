@@ -2,8 +2,9 @@
 
 Run again with the same workdir, it resumes from the newest checkpoint there.
 
-With --plan it trains nothing, and needs no data and no accelerator: it compiles the step for --devices
-virtual CPU devices, or with the TPU's compiler for --topology, and prints what a run would need:
+With --plan it trains nothing, and needs no data and no accelerator: it compiles the step for
+--devices virtual CPU devices, or with the TPU's compiler for --topology, and prints what a run
+would need, as a table and as JSON:
 
     python -m jepa_jax.train --config configs/in1k_vith14_ep300.py --plan --topology v5e:16x16
 """

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import load_config_file
+from conftest import REPOSITORY, load_config_file
 
 from jepa_jax.config import resolve
 from jepa_jax.objectives.ijepa import make_objective
@@ -181,3 +181,42 @@ def test_every_form_of_operation_is_read():
     }
     assert totals["all-reduce"]["sent_bytes"] == 2 * 32 / 2
     assert totals["reduce-scatter"]["sent_bytes"] == 128 * 3 / 4
+
+
+@pytest.fixture(scope="module")
+def on_tpu():
+    """The context encoder's two loops of ViT-H/14's step, 32 x 8 v5e chips over data and fsdp.
+
+    Recorded from the TPU's compiler (libtpu 0.0.42.1), and cut down to what concerns collectives.
+    """
+    return collectives((REPOSITORY / "tests" / "data" / "tpu_program.txt").read_text())
+
+
+def test_a_tpu_s_fused_gathers_count_once_and_its_loops_run_once_a_layer(on_tpu):
+    depth, width, bfloat16 = 32, 1280, 2
+    kernels = bfloat16 * 12 * width**2  # queries, keys, values, projection, MLP: 3 + 1 + 4 + 4
+    assert payload(on_tpu, "all-gather") == 2 * depth * kernels  # forward and backward
+    assert {one.times for one in on_tpu} == {depth}
+    assert all(one.kind != "all-gather" or one.group == 8 for one in on_tpu)
+
+
+def test_a_tpu_s_fused_reduce_scatter_is_known_as_one(on_tpu):
+    depth, width, bfloat16 = 32, 1280, 2
+    # The slices of 160 rows, of 1280 / 8, are padded to 168 in the MLP's two; and the projection's
+    # gradient is the compiler's choice to reduce whole.
+    padded = 8 * 168 * 4 * width
+    scattered = bfloat16 * (3 * width**2 + 2 * padded)
+    assert payload(on_tpu, "reduce-scatter") == depth * scattered
+    shapes = {one.shapes for one in on_tpu if one.kind == "reduce-scatter"}
+    assert shapes == {((160, 3, 16, 80),), ((168, 5120),), ((5120, 168),)}
+    within_host = [one for one in on_tpu if one.kind == "all-reduce" and one.group == 8]
+    assert payload(within_host, "all-reduce") == depth * bfloat16 * width**2
+    # What fsdp has scattered is then summed over data.
+    over_data = [one for one in on_tpu if one.kind == "all-reduce" and one.group == 32]
+    assert payload(over_data, "all-reduce") == depth * bfloat16 * 12 * width**2 // 8
+
+
+def test_a_tpu_s_permutation_sends_its_operand_and_not_its_semaphores(on_tpu):
+    moved = [one for one in on_tpu if one.kind == "collective-permute"]
+    assert sorted(one.shapes for one in moved) == [((56, 5120),), ((5120, 56),)]
+    assert all(one.payload == 2 * 56 * 5120 for one in moved)

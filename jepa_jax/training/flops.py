@@ -37,7 +37,8 @@ def step_flops(config: Config, target_lengths: Mapping[int, float]) -> StepFlops
 
     Args:
       config: a checked configuration; images x this are the operations of a step.
-      target_lengths: tokens of a target block T -> share of the steps, `MaskSampler.target_lengths`.
+      target_lengths: tokens of a target block T -> share of the steps, as
+        `MaskSampler.target_lengths` tells.
     """
     model, predictor, masks = config.model, config.predictor, config.masks
     N, K, M = config.grid[0] * config.grid[1], masks.context_tokens, masks.num_targets

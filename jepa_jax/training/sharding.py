@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jepa_jax.config import Config, MeshConfig
@@ -86,7 +86,7 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
     return data, config.fsdp, config.tensor
 
 
-def check_divisible(config: Config, mesh: Mesh) -> None:
+def check_divisible(config: Config, mesh: Mesh | AbstractMesh) -> None:
     """Refuses a batch, a width or a number of heads that does not split over the mesh.
 
     Raises:

@@ -1,0 +1,159 @@
+"""The recipes of the published runs: sizes, shapes, schedules, and the meshes that they run on."""
+
+import dataclasses
+import pathlib
+import sys
+
+import jax
+import pytest
+from conftest import REPOSITORY, load_config_file
+
+from jepa_jax.command_line import load_config
+from jepa_jax.config import resolve
+from jepa_jax.data.masks import check_feasible
+from jepa_jax.data.pipeline import mask_sampler, steps_per_epoch
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.training.schedules import make_schedules
+from jepa_jax.training.sharding import check_divisible, mesh_shape
+
+IMAGENET_1K, IMAGENET_22K = 1_281_167, 14_197_122
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What the paper says of a run: the encoder's parameters as it rounds them, and dimensions."""
+
+    million_parameters: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    hidden: int  # of the MLP
+    predictor_depth: int
+    grid: int
+    epochs: int
+    warmup: int
+
+
+RUNS = {
+    "in1k_vitb16_ep600": Published(86, 16, 768, 12, 12, 3072, 6, 14, 600, 40),
+    "in1k_vitl16_ep600": Published(303, 16, 1024, 24, 16, 4096, 12, 14, 600, 40),
+    "in1k_vith14_ep300": Published(630, 14, 1280, 32, 16, 5120, 12, 16, 300, 40),
+    "in1k_vith16_448_ep300": Published(630, 16, 1280, 32, 16, 5120, 12, 28, 300, 40),
+    "in22k_vith14_ep66": Published(630, 14, 1280, 32, 16, 5120, 12, 16, 66, 3),
+    "in22k_vitg16_ep44": Published(1011, 16, 1408, 40, 16, 6144, 16, 14, 44, 3),
+}
+
+
+@pytest.fixture(params=RUNS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def config(name):
+    return resolve(load_config_file(name))
+
+
+def test_no_published_run_is_forgotten_here():
+    files = {path.stem for path in (REPOSITORY / "configs").glob("in*.py")}
+    assert files == set(RUNS)
+
+
+def test_dimensions_are_the_published_ones(name, config):
+    run, model, predictor = RUNS[name], config.model, config.predictor
+    assert (model.patch_size, model.embed_dim, model.depth) == (run.patch, run.width, run.depth)
+    assert model.num_heads == predictor.num_heads == run.heads
+    assert int(model.embed_dim * model.mlp_ratio) == run.hidden
+    assert (predictor.embed_dim, predictor.depth) == (384, run.predictor_depth)
+    assert config.grid == (run.grid, run.grid)
+    assert (config.epochs, config.optimizer.warmup_epochs) == (run.epochs, run.warmup)
+    assert (config.batch_size, config.model.dtype) == (2048, "bfloat16")
+    assert config.logging.knn_every_steps == 0
+
+
+def num_parameters(depth, width, hidden):
+    attention = 4 * width * width + 4 * width
+    mlp = 2 * width * hidden + hidden + width
+    return (
+        depth * (attention + mlp + 4 * width) + 2 * width
+    )  # two LayerNorms a block, one at the end
+
+
+def test_parameters_are_as_many_as_the_formula_says(name, config):
+    run = RUNS[name]
+    params = jax.eval_shape(make_objective(config).init, jax.random.key(0))
+    count = {part: sum(x.size for x in jax.tree.leaves(tree)) for part, tree in params.items()}
+    embed = 3 * run.patch**2 * run.width + run.width
+    encoder = embed + num_parameters(run.depth, run.width, run.hidden)
+    assert count["encoder"] == encoder
+    assert encoder / 1e6 == pytest.approx(run.million_parameters, abs=1)
+    ends = (run.width * 384 + 384) + (384 * run.width + run.width) + 384  # in, out, mask vector
+    assert count["predictor"] == ends + num_parameters(run.predictor_depth, 384, 1536)
+
+
+def test_nearly_all_mask_draws_leave_enough_context(config):
+    # The context is what the worst of 128 draws leaves, on average.
+    assert 0.96 < check_feasible(mask_sampler(config)) < 1
+
+
+def test_context_is_what_the_published_truncation_leaves(name, config):
+    """About 0.26 of the patches at 14 x 14, rising a little on finer grids."""
+    share = config.masks.context_tokens / (config.grid[0] * config.grid[1])
+    assert {14: 0.260, 16: 0.270, 28: 0.298}[RUNS[name].grid] == pytest.approx(share, abs=0.001)
+
+
+def test_schedules_pass_through_the_published_values(name, config):
+    images = IMAGENET_1K if name.startswith("in1k") else IMAGENET_22K
+    epoch = steps_per_epoch(config, images)
+    assert epoch == {IMAGENET_1K: 625, IMAGENET_22K: 6932}[images]
+    rate, decay, momentum = make_schedules(config, epoch)
+    warmup, last = RUNS[name].warmup * epoch, config.epochs * epoch - 1
+    assert float(rate(0)) == pytest.approx(2e-4, rel=1e-3)
+    assert float(rate(warmup // 2)) == pytest.approx(6e-4, rel=1e-3)
+    assert float(rate(warmup)) == pytest.approx(1e-3, rel=1e-6)
+    assert float(rate(warmup)) > max(float(rate(warmup // 2)), float(rate(2 * warmup)))
+    assert float(rate(last)) == pytest.approx(1e-6, rel=1e-3)
+    assert float(decay(0)) == pytest.approx(0.04, rel=1e-3)
+    assert float(decay(last // 2)) == pytest.approx(0.22, rel=1e-3)
+    assert float(decay(last)) == pytest.approx(0.4, rel=1e-5)
+    assert float(momentum(0)) == pytest.approx(0.996)
+    assert float(momentum(last)) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("devices", [8, 16, 256])
+def test_meshes_divide_on_a_host_on_sixteen_gpus_and_on_a_pod(config, devices):
+    shape = mesh_shape(config.mesh, devices)
+    check_divisible(config, jax.sharding.AbstractMesh(shape, ("data", "fsdp", "tensor")))
+
+
+def test_a_config_file_may_import_the_files_beside_it_and_they_are_forgotten(tmp_path):
+    def fill(folder, seed):
+        folder.mkdir()
+        (folder / "start.py").write_text(
+            "import ml_collections\n"
+            "def get_config():\n"
+            f"    return ml_collections.ConfigDict({{'seed': {seed}}})\n"
+        )
+        (folder / "changed.py").write_text(
+            "import start\n"
+            "def get_config():\n"
+            "    import start as again\n"  # while get_config runs, too
+            "    assert again is start\n"
+            "    return start.get_config()\n"
+        )
+        return str(folder / "changed.py")
+
+    path, modules = list(sys.path), set(sys.modules)
+    one, two = fill(tmp_path / "one", 1), fill(tmp_path / "two", 2)
+    assert load_config(one, []) == {"seed": 1}
+    assert load_config(two, []) == {"seed": 2}  # not the module of the first folder
+    assert sys.path == path
+    assert not {"start", "changed"} & (set(sys.modules) - modules)
+
+
+def test_a_run_starts_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(REPOSITORY / "configs")
+    assert load_config("in22k_vitg16_ep44.py", [])["epochs"] == 44
+    monkeypatch.chdir(tmp_path)
+    assert load_config(str(pathlib.Path(REPOSITORY, "configs", "in22k_vitg16_ep44.py")), [])
