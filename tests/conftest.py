@@ -23,6 +23,8 @@ REPOSITORY = pathlib.Path(__file__).parent.parent
 # Shapes and types of annotated functions are checked at each call while the tests run.
 install_import_hook("jepa_jax", "beartype.beartype")
 
+from jepa_jax.command_line import load_config  # noqa: E402
+
 
 def load_config_file(name: str) -> ml_collections.ConfigDict:
     """`get_config()` of a file in configs/."""
