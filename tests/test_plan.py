@@ -131,6 +131,27 @@ def test_what_does_not_fit_is_said():
         assert "DOES NOT FIT" in table(needs)
 
 
+class OutOfMemory:
+    """A jitted step of which the compiler finds that it does not fit."""
+
+    def lower(self, state, batch):
+        return self
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 19.29G of 15.75G hbm.\nDetails")
+
+
+def test_a_compiler_that_gives_up_for_lack_of_memory_is_quoted(monkeypatch):
+    monkeypatch.setattr("jepa_jax.plan.make_train_step", lambda *_, **__: OutOfMemory())
+    needs = plan(make_config(), jax.devices(), "v5e", num_images=IMAGES)
+    assert needs["memory_per_device"] == {
+        "fits": False,
+        "compiler_says": "Used 19.29G of 15.75G hbm.",
+    }
+    assert "DOES NOT FIT 17.18 GB: Used 19.29G" in table(needs)
+    json.dumps(needs)
+
+
 @pytest.mark.parametrize(
     ("mesh", "chip", "images", "mfu", "says"),
     [
