@@ -26,7 +26,8 @@ _GIB = 1 << 30
 # TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in November 2026. Their links are stated in
 # both directions together ("bidirectional"); half of it is sent. For v4 it is the pod's all-reduce
 # bandwidth, 1.1 PB/s, over its 4,096 chips, which on the other pages equals the half.
-# GPU: NVIDIA's data sheets of the SXM models, without sparsity; half of NVLink's total is sent.
+# GPU: the SXM models, without sparsity, as other pages quote NVIDIA's data sheets; half of NVLink's
+# total is sent.
 # NVLink ends at the host (eight GPUs, as a rule); between hosts the network is far slower.
 CHIPS = {
     "v4": Chip(275e12, 32 * _GIB, 1200e9, 268e9, "TPU v4"),
