@@ -236,7 +236,7 @@ def table(plan: dict[str, Any]) -> str:
     if "mfu" in plan:
         rows.append((f"  at {plan['mfu']:.0%} of the peak", f"{plan['run_hours_at_mfu']:.1f}"))
     if plan["compiler"] == "cpu":
-        note = "the CPU's compiler widens bfloat16 and has no reduce-scatter: accelerators need less"
+        note = "the CPU's compiler widens bfloat16 and has no reduce-scatter: others need less"
         rows.append(("note", note))
     return _aligned(rows)
 
