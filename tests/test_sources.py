@@ -31,6 +31,11 @@ def load(source, index, crop=whole, size=(28, 28)):
     return source.load(tf.constant(index, tf.int64), crop, size).numpy()
 
 
+def test_a_folder_that_was_not_set_is_asked_for():
+    with pytest.raises(UserError, match=r"config\.data\.path = '': must be set"):
+        open_source(data_config(source="folder", path=""), "train")
+
+
 def test_the_bundled_images_are_balanced_and_grey():
     for split, count in (("train", 10000), ("test", 2000)):
         source = open_source(data_config(), split)

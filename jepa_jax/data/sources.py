@@ -156,6 +156,8 @@ def _folder(path: str, name: str, split: str) -> Source:
     """`path/name/<class>/<image>`, or `path/name/<image>` without labels."""
     root = pathlib.Path(path).expanduser() / name
     field = f"config.data.path = {path!r}, {split}_split = {name!r}"
+    if not path:
+        raise UserError("config.data.path = '': must be set, to the folder of the images")
     if not root.is_dir():
         raise UserError(f"{field}: there is no folder {root}")
     if not os.access(root, os.R_OK | os.X_OK):
