@@ -1,0 +1,178 @@
+"""Speed of the training step: images and FLOPs per second, share of the peak, memory, compile time.
+
+    python -m benchmarks.train_step --size s --batch-size 16 --dtype float32
+    python -m benchmarks.train_step --size h --patch-size 14 --batch-size 128 --unroll
+
+The step that runs is the one that `jepa_jax.train` runs, on made-up images and masks of exact
+shapes: K context tokens and four target blocks of T tokens each, K and T at the published scales
+unless given. Needs no TensorFlow. Each step is waited for by itself, after a warm-up. The peak is
+measured too: a large matrix product in the same precision, before and after. FLOPs are counted by
+`training/flops.py`: what the method needs on these tokens, without recomputation. The last line,
+on standard output, is JSON.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jepa_jax.chips import CHIPS
+from jepa_jax.command_line import load_config
+from jepa_jax.config import Config, resolve
+from jepa_jax.models.sizes import vit_size
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.training.flops import step_flops
+from jepa_jax.training.optimizer import make_optimizer
+from jepa_jax.training.schedules import make_schedules
+from jepa_jax.training.sharding import batch_sharding, check_divisible, make_mesh
+from jepa_jax.training.step import create_state, make_train_step
+
+# Grid -> K of the published recipes, and the most frequent T at the published scales.
+PUBLISHED_TOKENS = {(14, 14): (51, 36), (16, 16): (69, 48), (28, 28): (234, 144)}
+WARM_UP_STEPS = 3
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=["ti", "s", "b", "l", "h", "g"], default="s")
+    parser.add_argument("--patch-size", type=int, default=16)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=16, help="images a step, all devices")
+    parser.add_argument("--context-tokens", type=int, help="K (default: the published recipe's)")
+    parser.add_argument("--target-tokens", type=int, help="T (default: the most frequent)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--remat", choices=["none", "dots", "full"], default="none")
+    parser.add_argument("--unroll", action="store_true", help="blocks one after another, no loop")
+    parser.add_argument("--fsdp", type=int, default=1)
+    parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=20, help="to be timed")
+    return parser.parse_args()
+
+
+def make_config(arguments: argparse.Namespace) -> tuple[Config, int]:
+    """The configuration, and T."""
+    config = load_config("configs/fashion_mnist.py", [])
+    encoder, predictor = vit_size(arguments.size)
+    side = arguments.image_size // arguments.patch_size
+    published = PUBLISHED_TOKENS.get((side, side), (side * side // 4, side * side // 6))
+    config["batch_size"] = arguments.batch_size
+    config["data"]["image_size"] = (arguments.image_size, arguments.image_size)
+    config["model"] |= {
+        **encoder,
+        "patch_size": arguments.patch_size,
+        "dtype": arguments.dtype,
+        "remat": arguments.remat,
+        "scan_layers": not arguments.unroll,
+    }
+    config["predictor"] = predictor
+    config["masks"]["context_tokens"] = arguments.context_tokens or published[0]
+    config["mesh"] = {"data": -1, "fsdp": arguments.fsdp, "tensor": arguments.tensor}
+    return resolve(config), arguments.target_tokens or published[1]
+
+
+def make_batch(config: Config, target_tokens: int) -> dict[str, np.ndarray]:
+    """Noise, with indices that are in range, sorted and unique, as real masks are."""
+    rng = np.random.default_rng(0)
+    B, N = config.batch_size, config.grid[0] * config.grid[1]
+    K, M = config.masks.context_tokens, config.masks.num_targets
+
+    def choose(n: int) -> np.ndarray:
+        return np.sort(rng.permutation(N)[:n]).astype(np.int32)
+
+    return {
+        "image": rng.normal(size=(B, *config.data.image_size, 3)).astype(np.float32),
+        "context_index": np.stack([choose(K) for _ in range(B)]),  # [B, K]
+        "target_index": np.stack(
+            [[choose(target_tokens) for _ in range(M)] for _ in range(B)]
+        ),  # [B, M, T]
+    }
+
+
+def measured_peak(dtype: str, *, seconds: float = 2.0) -> float:
+    """FLOP per second of one device in a square matrix product; the best of several."""
+    n = 8192 if jax.default_backend() != "cpu" else 2048
+    a = jax.random.normal(jax.random.key(0), (n, n), jnp.dtype(dtype))
+    multiply = jax.jit(lambda x: x @ x)
+    jax.block_until_ready(multiply(a))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        jax.block_until_ready(multiply(a))
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def measure(config: Config, target_tokens: int, steps: int) -> dict[str, Any]:
+    """Compiles and runs the step; see the fields for what is measured."""
+    mesh, objective = make_mesh(config.mesh), make_objective(config)
+    check_divisible(config, mesh)
+    schedules = make_schedules(config, steps_per_epoch=1000)
+    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
+    state = create_state(objective, optimizer, seed=0, mesh=mesh)
+    batch = jax.device_put(make_batch(config, target_tokens), batch_sharding(mesh))
+    step = make_train_step(
+        objective, optimizer, schedules, state, seed=0, accumulation_steps=1, mesh=mesh
+    )
+    start = time.perf_counter()
+    step = step.lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - start
+
+    peak = measured_peak(config.model.dtype)
+    seconds = []
+    for number in range(WARM_UP_STEPS + steps):
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        if number >= WARM_UP_STEPS:
+            seconds.append(time.perf_counter() - start)
+    if not np.isfinite(float(metrics["loss"])):
+        raise SystemExit(f"the loss is {float(metrics['loss'])}: these times mean nothing")
+    peak = max(peak, measured_peak(config.model.dtype))
+
+    median, per_image = statistics.median(seconds), step_flops(config, {target_tokens: 1.0}).total
+    rate = per_image * config.batch_size / median / jax.device_count()  # of one device
+    device = jax.devices()[0]
+    sheet = {chip.device_kind: chip.peak for chip in CHIPS.values()}.get(device.device_kind)
+    memory = step.memory_analysis()
+    in_use = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    return {
+        "images_per_second": round(config.batch_size / median, 2),
+        "step_seconds": {
+            "median": round(median, 5),
+            "lowest": round(min(seconds), 5),
+            "highest": round(max(seconds), 5),
+        },
+        "gflop_per_image": round(per_image / 1e9, 2),
+        "tflop_per_second_per_device": round(rate / 1e12, 3),
+        "measured_peak_tflop_per_second": round(peak / 1e12, 3),
+        "mfu_of_measured_peak": round(rate / peak, 4),
+        "mfu_of_data_sheet": round(rate / sheet, 4) if sheet else None,
+        "compile_seconds": round(compile_seconds, 2),
+        "memory_bytes_by_compiler": memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes,
+        "memory_bytes_peak_in_use": in_use,
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+        "jax": jax.__version__,
+    }
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    jax.config.update("jax_enable_compilation_cache", False)  # compile time is a result
+    config, target_tokens = make_config(arguments)
+    result = measure(config, target_tokens, arguments.steps)
+    for name, value in result.items():
+        print(f"{name:<32}{value}", file=sys.stderr)
+    print(json.dumps(vars(arguments) | result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The step benchmark at its smallest: its numbers must fit together."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from benchmarks import train_step
+
+ARGUMENTS = ["--size", "ti", "--image-size", "32", "--patch-size", "8", "--batch-size", "16"]
+
+
+@pytest.fixture(scope="module")
+def case():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)  # as its docstring says
+        patch.setattr("sys.argv", ["train_step", *ARGUMENTS, "--dtype", "float32", "--fsdp", "2"])
+        config, target_tokens = train_step.make_config(train_step.parse_arguments())
+    return config, target_tokens
+
+
+def test_made_up_batches_are_as_real_ones(case):
+    config, target_tokens = case
+    batch = train_step.make_batch(config, target_tokens)
+    assert batch["image"].shape == (16, 32, 32, 3)
+    assert batch["context_index"].shape == (16, 4)
+    assert batch["target_index"].shape == (16, 4, 2)
+    for name in ("context_index", "target_index"):
+        assert (np.diff(batch[name]) > 0).all()
+        assert batch[name].min() >= 0
+        assert batch[name].max() < 16
+
+
+def test_the_numbers_fit_together(case):
+    config, target_tokens = case
+    result = train_step.measure(config, target_tokens, steps=3)
+    times = result["step_seconds"]
+    assert 0 < times["lowest"] <= times["median"] <= times["highest"]
+    assert result["images_per_second"] == pytest.approx(16 / times["median"], rel=1e-2)
+    # 192 x 12 blocks: 3 x 4 and 16 context and target tokens; 384 x 6: 3 x 4 x 6.
+    encoder = 12 * (24 * 192**2 * (16 + 12) + 4 * 192 * (16**2 + 3 * 4**2))
+    predictor = 3 * 4 * 6 * (24 * 384**2 * 6 + 4 * 384 * 6**2)
+    assert result["gflop_per_image"] == pytest.approx((encoder + predictor) / 1e9, rel=0.05)
+    rate = result["gflop_per_image"] * result["images_per_second"] / 1e3 / jax.device_count()
+    assert result["tflop_per_second_per_device"] == pytest.approx(rate, rel=0.1, abs=1e-3)
+    assert result["mfu_of_measured_peak"] == pytest.approx(
+        rate / result["measured_peak_tflop_per_second"], rel=0.2, abs=1e-2
+    )
+    state = 4 * (3 * (5.4e6 + 10.8e6) + 5.4e6) / 2  # halved by fsdp
+    assert state < result["memory_bytes_by_compiler"] < 10 * state
