@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -224,6 +225,39 @@ def test_keep_running_passes_a_signal_on_and_waits_for_the_checkpoint(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 75
     assert saved.read_text() == "x\n"  # once: it was not run again
+
+
+# Like training in one process: the first signal is noted, and a second one acts as usual.
+SAVES_AFTER_ONE_SIGNAL = """
+import signal, sys, time
+came = []
+def note(number, frame):
+    came.append(number)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_DFL)
+for each in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(each, note)
+print("up", flush=True)
+while not came:
+    time.sleep(0.02)
+time.sleep(0.5)
+print("saved", flush=True)
+sys.exit(75)
+"""
+
+
+def test_ctrl_c_reaches_training_once_so_that_it_saves():
+    process = subprocess.Popen(
+        ["bash", str(LAUNCH / "keep_running.sh"), sys.executable, "-c", SAVES_AFTER_ONE_SIGNAL],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "up\n"
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    assert process.wait(timeout=20) == 75
+    assert process.stdout.read() == "saved\n"
 
 
 def test_jobset_is_complete_and_names_what_exists():
