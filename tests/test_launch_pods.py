@@ -20,7 +20,7 @@ RUN = ["--config", "configs/in1k_vith14_ep300.py", "--workdir", "/shared/a run"]
 
 
 def write_tool(folder: pathlib.Path, name: str, text: str) -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("#!/usr/bin/env bash\n" + text)
     (folder / name).chmod(0o755)
 
@@ -173,7 +173,8 @@ def test_local_installs_for_the_gpus_looks_at_them_and_trains():
 
 
 def test_slurm_runs_one_process_a_task():
-    (command,) = dry_run("slurm.sbatch", "--dry-run", *RUN)
+    devices, command = dry_run("slurm.sbatch", "--dry-run", *RUN)
+    assert devices == ["export", "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7"]
     assert command == [
         *["srun", "--kill-on-bad-exit=0", ".venv/bin/python", "-m", "jepa_jax.train"],
         *["--distributed", "auto", *RUN],
@@ -183,23 +184,86 @@ def test_slurm_runs_one_process_a_task():
     assert re.search(r"^#SBATCH --requeue$", header, re.M)
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (3, False)])
-def test_slurm_requeues_what_was_preempted(tmp_path, code, requeued):
-    write_tool(tmp_path / "bin", "srun", f'echo "srun $*" >>"$CALLS"; exit {code}\n')
+def in_a_job(tmp_path, *arguments, code=0, **slurm):
+    """Runs slurm.sbatch as a job of two nodes with 4 GPUs; returns it, and what it called."""
+    write_tool(
+        tmp_path / "bin",
+        "srun",
+        f'echo "devices=${{JAX_LOCAL_DEVICE_IDS-all}} srun $*" >>"$CALLS"; exit {code}\n',
+    )
     write_tool(tmp_path / "bin", "scontrol", 'echo "scontrol $*" >>"$CALLS"\n')
     shutil.copytree(tmp_path / "bin", tmp_path / ".venv" / "bin")
     write_tool(tmp_path / ".venv" / "bin", "python", "")
     calls = tmp_path / "calls"
     done = call(
         "slurm.sbatch",
-        *RUN,
-        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        CALLS=str(calls),
-        SLURM_JOB_ID="7",
-        SLURM_SUBMIT_DIR=str(tmp_path),
+        *arguments,
+        **{
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "CALLS": str(calls),
+            "SLURM_JOB_ID": "7",
+            "SLURM_SUBMIT_DIR": str(tmp_path),
+            "SLURM_NTASKS_PER_NODE": "1",
+            "SLURM_GPUS_ON_NODE": "4",
+            **slurm,
+        },
     )
+    return done, calls.read_text().splitlines() if calls.exists() else []
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (3, False)])
+def test_slurm_requeues_what_was_preempted(tmp_path, code, requeued):
+    done, calls = in_a_job(tmp_path, *RUN, code=code)
     assert done.returncode == code, done.stderr
-    assert ("scontrol requeue 7" in calls.read_text()) == requeued
+    assert ("scontrol requeue 7" in calls) == requeued
+
+
+@pytest.mark.parametrize(("processes", "devices"), [("1", "0,1,2,3"), ("4", "all")])
+def test_slurm_processes_have_all_gpus_of_their_node_between_them(tmp_path, processes, devices):
+    """JAX gives a Slurm task the one GPU of its number on the node, unless it is told which."""
+    done, calls = in_a_job(tmp_path, *RUN, SLURM_NTASKS_PER_NODE=processes)
+    assert done.returncode == 0, done.stderr
+    assert calls[0].startswith(f"devices={devices} srun ")
+
+
+@pytest.mark.parametrize(("given", "taken"), [({}, "0"), ({"JAX_LOCAL_DEVICE_IDS": "0,1"}, "0,1")])
+def test_jax_takes_one_gpu_a_slurm_task_unless_told_which(given, taken):
+    """Why slurm.sbatch tells it; a JAX that does otherwise needs another slurm.sbatch."""
+    program = (
+        "import jax; from jepa_jax.training.processes import join; join('auto');"
+        "print(jax.config.jax_cuda_visible_devices)"
+    )
+    slurm = {"JOB_ID": str(os.getpid()), "STEP_NODELIST": "localhost", "NTASKS": "1"}
+    slurm |= {"PROCID": "0", "LOCALID": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **{f"SLURM_{name}": value for name, value in slurm.items()}, **given},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == [taken]
+
+
+def test_slurm_says_how_and_what_is_wrong(tmp_path):
+    done = call("slurm.sbatch", "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: sbatch ")
+    no_gpus = {"SLURM_GPUS_ON_NODE": ""}
+    for number, (arguments, slurm, says) in enumerate(
+        [
+            (RUN[2:], {}, "--config is missing"),
+            (RUN[:2], {}, "--workdir is missing"),
+            (RUN, no_gpus, "this job has no GPUs"),
+            (RUN, {"SLURM_JOB_ID": ""}, "not a Slurm job"),
+        ]
+    ):
+        done, calls = in_a_job(tmp_path / str(number), *arguments, **slurm)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {says}")
+        assert done.stderr.count("\n") == 1
+        assert calls == []
 
 
 def test_keep_running_repeats_what_was_preempted_and_nothing_else(tmp_path):
