@@ -5,6 +5,9 @@
 set -uo pipefail
 
 readonly PREEMPTED=75
+# The command gets a process group of its own: a terminal's Ctrl-C goes to all of a group, and one that
+# got it and what is passed on below would take the second for "now", and not save.
+set -m
 child="" asked_to_stop=no
 trap 'asked_to_stop=yes; kill -TERM "$child" 2>/dev/null' TERM INT
 while true; do

@@ -72,9 +72,33 @@ on_workers() { # WHICH COMMAND
   run gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" "--worker=$1" "--command=$2"
 }
 
-state() {
-  gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
-    "--format=value(state.state)" 2>/dev/null || printf 'ABSENT'
+request="" # the queued resource's state, as last seen; empty: there is none
+
+# state_of queued-resources|tpu-vm FIELD: empty if there is none of that name, which an error is not.
+state_of() {
+  local look=(gcloud compute tpus "$1" list "${place[@]}" "--filter=name~/$name\$" "--format=value($2)")
+  if [ "$dry_run" = yes ]; then run "${look[@]}"; else "${look[@]}"; fi
+}
+
+# Waits until the slice can be used. Returns 1 if it is gone, or was never asked for.
+wait_until_ready() {
+  local seen slice
+  while true; do
+    seen="$(state_of queued-resources state.state)" || exit
+    slice="$(state_of tpu-vm state)" || exit
+    if [ "$dry_run" = yes ]; then
+      [ "$request" != GONE ]
+      return
+    fi
+    request="$seen"
+    case "$request/$slice" in
+      ACTIVE/READY) return 0 ;;
+      /* | SUSPENDED/* | ACTIVE/PREEMPTED | ACTIVE/TERMINATED) return 1 ;;
+      FAILED/* | ACTIVE/STOPPED) fail "$name: request $request, slice ${slice:-absent}; delete it first" ;;
+    esac
+    say "$name: request $request, slice ${slice:-absent}; Ctrl-C leaves it in the queue"
+    sleep "${POLL_SECONDS:-30}"
+  done
 }
 
 create() {
@@ -89,12 +113,7 @@ create() {
   fi
   run gcloud compute tpus queued-resources create "$name" "${place[@]}" "--node-id=$name" \
     "--accelerator-type=$type" "--runtime-version=$version" ${spot[@]+"${spot[@]}"}
-  if [ "$dry_run" = yes ]; then return; fi
-  say "waiting for the slice; Ctrl-C leaves it in the queue"
-  while [ "$(state)" != ACTIVE ]; do
-    case "$(state)" in FAILED | SUSPENDED | ABSENT) fail "$name: $(state)" ;; esac
-    sleep 30
-  done
+  request=ASKED
 }
 
 install() {
@@ -103,10 +122,10 @@ install() {
   run gcloud compute tpus tpu-vm scp "$archive" "$name:jepa_jax.tar.gz" "${place[@]}" --worker=all
   # The workers' own Python is too old; uv brings another.
   # shellcheck disable=SC2016  # HOME and PATH are the workers'
-  on_workers all 'rm -rf jepa_jax/jepa_jax && mkdir -p jepa_jax && tar -xzf jepa_jax.tar.gz -C jepa_jax &&
+  on_workers all 'rm -rf jepa_jax/.installed jepa_jax/jepa_jax && mkdir -p jepa_jax && tar -xzf jepa_jax.tar.gz -C jepa_jax &&
 cd jepa_jax && export PATH="$HOME/.local/bin:$PATH" &&
 { command -v uv || curl -LsSf https://astral.sh/uv/install.sh | sh; } &&
-bash launch/local.sh --accelerator tpu --install'
+bash launch/local.sh --accelerator tpu --install && touch .installed'
 }
 
 start() {
@@ -115,26 +134,36 @@ start() {
   local command="bash launch/keep_running.sh .venv/bin/python -m jepa_jax.train --distributed auto"
   command+="$(printf ' %q' "${arguments[@]}")"
   # With the lock taken, a run is there already: two of them would fight for the accelerators.
-  on_workers all "cd jepa_jax && { nohup flock -n train.lock $command >>train.log 2>&1 </dev/null & }"
+  on_workers all "cd jepa_jax && { test -e .installed || { echo 'error: not installed' >&2; exit 2; }; } &&
+{ flock -n train.lock true || { echo 'error: a run is there already' >&2; exit 2; }; } &&
+{ nohup flock -n train.lock $command >>train.log 2>&1 </dev/null & }"
+}
+
+# A request that still waits keeps its place in the queue.
+resume() {
+  if [ "$dry_run" = yes ]; then request=GONE; fi # the longest way
+  until wait_until_ready; do
+    if [ -n "$request" ]; then
+      run gcloud compute tpus queued-resources delete "$name" "${place[@]}" --quiet --force
+    fi
+    create
+  done
+  if [ "$dry_run" = yes ]; then
+    on_workers all "test -e jepa_jax/.installed" && install
+  elif ! on_workers all "test -e jepa_jax/.installed"; then
+    install
+  fi
+  start
 }
 
 case "$verb" in
-  create) create ;;
+  create)
+    create
+    wait_until_ready || fail "$name: is gone again, see resume"
+    ;;
   install) install ;;
   run) start ;;
   logs) on_workers 0 "tail -n 100 -F jepa_jax/train.log" ;;
-  resume)
-    now="$(if [ "$dry_run" = yes ]; then printf ACTIVE; else state; fi)"
-    case "$now" in
-      ACTIVE) ;;
-      ABSENT) create && install ;;
-      *)
-        say "$name is $now: creating it anew"
-        run gcloud compute tpus queued-resources delete "$name" "${place[@]}" --quiet --force
-        create && install
-        ;;
-    esac
-    start
-    ;;
+  resume) resume ;;
   delete) run gcloud compute tpus queued-resources delete "$name" "${place[@]}" --quiet --force ;;
 esac

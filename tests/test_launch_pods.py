@@ -1,12 +1,12 @@
-"""The scripts for GPUs, TPU slices and clusters: exact commands from dry runs, and fake tools."""
+"""The scripts for GPUs and clusters, and mistakes in all: dry runs, and fake tools."""
 
 import os
 import pathlib
 import re
-import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -19,7 +19,7 @@ RUN = ["--config", "configs/in1k_vith14_ep300.py", "--workdir", "/shared/a run"]
 
 
 def write_tool(folder: pathlib.Path, name: str, text: str) -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("#!/usr/bin/env bash\n" + text)
     (folder / name).chmod(0o755)
 
@@ -54,94 +54,6 @@ def unquote(command):
     return done.stdout.split("\0")[:-1]
 
 
-QUEUED = ["gcloud", "compute", "tpus", "queued-resources"]
-VM = ["gcloud", "compute", "tpus", "tpu-vm"]
-
-
-@pytest.mark.parametrize(
-    ("type_", "version"),
-    [
-        ("v5litepod-256", "v2-alpha-tpuv5-lite"),
-        ("v6e-64", "v2-alpha-tpuv6e"),
-        ("v5p-128", "v2-alpha-tpuv5"),
-        ("v4-128", "tpu-ubuntu2204-base"),
-    ],
-)
-def test_tpu_create_asks_for_a_queued_resource(type_, version):
-    (command,) = dry_run("tpu_vm.sh", "create", "--dry-run", *NAMED, "--type", type_, "--spot")
-    assert command == [
-        *[*QUEUED, "create", "pod", "--zone=z-1", "--node-id=pod"],
-        *[f"--accelerator-type={type_}", f"--runtime-version={version}", "--spot"],
-    ]
-
-
-def test_tpu_install_copies_the_commit_to_all_workers():
-    archive, copy, install = dry_run("tpu_vm.sh", "install", "--dry-run", *NAMED)
-    assert archive[:2] == ["git", "archive"]
-    assert archive[-1] == "HEAD"
-    packed = archive[-2].removeprefix("--output=")
-    assert copy == [*VM, "scp", packed, "pod:jepa_jax.tar.gz", "--zone=z-1", "--worker=all"]
-    assert install[:7] == [*VM, "ssh", "pod", "--zone=z-1"]
-    assert install[7] == "--worker=all"
-    assert "bash launch/local.sh --accelerator tpu --install" in install[8]
-
-
-def test_tpu_run_starts_train_on_all_workers_and_stays_when_ssh_leaves():
-    (command,) = dry_run("tpu_vm.sh", "run", "--dry-run", *NAMED, "--project", "p", *RUN)
-    assert command[:-1] == [*VM, "ssh", "pod", "--zone=z-1", "--project=p", "--worker=all"]
-    remote = command[-1].removeprefix("--command=")
-    words = shlex.split(remote)
-    assert words[words.index("jepa_jax.train") + 1 :][: 2 + len(RUN)] == [
-        "--distributed",
-        "auto",
-        *RUN,
-    ]
-    assert "nohup flock -n train.lock bash launch/keep_running.sh" in remote
-
-
-def test_tpu_logs_and_delete():
-    (logs,) = dry_run("tpu_vm.sh", "logs", "--dry-run", *NAMED)
-    assert logs[5:] == [
-        *["pod", "--zone=z-1", "--worker=0"],
-        "--command=tail -n 100 -F jepa_jax/train.log",
-    ]
-    (delete,) = dry_run("tpu_vm.sh", "delete", "--dry-run", *NAMED)
-    assert delete == [*QUEUED, "delete", "pod", "--zone=z-1", "--quiet", "--force"]
-
-
-@pytest.mark.parametrize(
-    ("state", "does"),
-    [
-        ("ACTIVE", ["ssh"]),
-        ("SUSPENDED", ["delete", "create", "scp", "ssh", "ssh"]),
-        ("", ["create", "scp", "ssh", "ssh"]),
-    ],
-)
-def test_tpu_resume_makes_anew_what_was_taken_away(tmp_path, state, does):
-    """A slice is ACTIVE once it has been created."""
-    write_tool(
-        tmp_path / "bin",
-        "gcloud",
-        """case "$*" in
-  *describe*) if [ -e "$CREATED" ]; then echo ACTIVE; elif [ -n "$STATE" ]; then echo "$STATE"
-    else exit 1; fi ;;
-  *) echo "$4" >>"$CALLS"; [ "$4" != create ] || touch "$CREATED" ;;
-esac
-""",
-    )
-    calls = tmp_path / "calls"
-    done = call(
-        "tpu_vm.sh",
-        *["resume", *NAMED, "--type", "v5litepod-16", *RUN],
-        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        CALLS=str(calls),
-        CREATED=str(tmp_path / "created"),
-        STATE=state,
-    )
-    assert done.returncode == 0, done.stderr
-    assert calls.read_text().split() == does
-
-
 @pytest.mark.parametrize(
     ("script", "arguments", "says"),
     [
@@ -172,7 +84,8 @@ def test_local_installs_for_the_gpus_looks_at_them_and_trains():
 
 
 def test_slurm_runs_one_process_a_task():
-    (command,) = dry_run("slurm.sbatch", "--dry-run", *RUN)
+    devices, command = dry_run("slurm.sbatch", "--dry-run", *RUN)
+    assert devices == ["export", "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7"]
     assert command == [
         *["srun", "--kill-on-bad-exit=0", ".venv/bin/python", "-m", "jepa_jax.train"],
         *["--distributed", "auto", *RUN],
@@ -182,23 +95,86 @@ def test_slurm_runs_one_process_a_task():
     assert re.search(r"^#SBATCH --requeue$", header, re.M)
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (3, False)])
-def test_slurm_requeues_what_was_preempted(tmp_path, code, requeued):
-    write_tool(tmp_path / "bin", "srun", f'echo "srun $*" >>"$CALLS"; exit {code}\n')
+def in_a_job(tmp_path, *arguments, code=0, **slurm):
+    """Runs slurm.sbatch as a job of two nodes with 4 GPUs; returns it, and what it called."""
+    write_tool(
+        tmp_path / "bin",
+        "srun",
+        f'echo "devices=${{JAX_LOCAL_DEVICE_IDS-all}} srun $*" >>"$CALLS"; exit {code}\n',
+    )
     write_tool(tmp_path / "bin", "scontrol", 'echo "scontrol $*" >>"$CALLS"\n')
     shutil.copytree(tmp_path / "bin", tmp_path / ".venv" / "bin")
     write_tool(tmp_path / ".venv" / "bin", "python", "")
     calls = tmp_path / "calls"
     done = call(
         "slurm.sbatch",
-        *RUN,
-        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        CALLS=str(calls),
-        SLURM_JOB_ID="7",
-        SLURM_SUBMIT_DIR=str(tmp_path),
+        *arguments,
+        **{
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "CALLS": str(calls),
+            "SLURM_JOB_ID": "7",
+            "SLURM_SUBMIT_DIR": str(tmp_path),
+            "SLURM_NTASKS_PER_NODE": "1",
+            "SLURM_GPUS_ON_NODE": "4",
+            **slurm,
+        },
     )
+    return done, calls.read_text().splitlines() if calls.exists() else []
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (3, False)])
+def test_slurm_requeues_what_was_preempted(tmp_path, code, requeued):
+    done, calls = in_a_job(tmp_path, *RUN, code=code)
     assert done.returncode == code, done.stderr
-    assert ("scontrol requeue 7" in calls.read_text()) == requeued
+    assert ("scontrol requeue 7" in calls) == requeued
+
+
+@pytest.mark.parametrize(("processes", "devices"), [("1", "0,1,2,3"), ("4", "all")])
+def test_slurm_processes_have_all_gpus_of_their_node_between_them(tmp_path, processes, devices):
+    """JAX gives a Slurm task the one GPU of its number on the node, unless it is told which."""
+    done, calls = in_a_job(tmp_path, *RUN, SLURM_NTASKS_PER_NODE=processes)
+    assert done.returncode == 0, done.stderr
+    assert calls[0].startswith(f"devices={devices} srun ")
+
+
+@pytest.mark.parametrize(("given", "taken"), [({}, "0"), ({"JAX_LOCAL_DEVICE_IDS": "0,1"}, "0,1")])
+def test_jax_takes_one_gpu_a_slurm_task_unless_told_which(given, taken):
+    """Why slurm.sbatch tells it; a JAX that does otherwise needs another slurm.sbatch."""
+    program = (
+        "import jax; from jepa_jax.training.processes import join; join('auto');"
+        "print(jax._src.xla_bridge.CUDA_VISIBLE_DEVICES.value)"
+    )
+    slurm = {"JOB_ID": str(os.getpid()), "STEP_NODELIST": "localhost", "NTASKS": "1"}
+    slurm |= {"PROCID": "0", "LOCALID": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **{f"SLURM_{name}": value for name, value in slurm.items()}, **given},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == [taken]
+
+
+def test_slurm_says_how_and_what_is_wrong(tmp_path):
+    done = call("slurm.sbatch", "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: sbatch ")
+    no_gpus = {"SLURM_GPUS_ON_NODE": ""}
+    for number, (arguments, slurm, says) in enumerate(
+        [
+            (RUN[2:], {}, "--config is missing"),
+            (RUN[:2], {}, "--workdir is missing"),
+            (RUN, no_gpus, "this job has no GPUs"),
+            (RUN, {"SLURM_JOB_ID": ""}, "not a Slurm job"),
+        ]
+    ):
+        done, calls = in_a_job(tmp_path / str(number), *arguments, **slurm)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {says}")
+        assert done.stderr.count("\n") == 1
+        assert calls == []
 
 
 def test_keep_running_repeats_what_was_preempted_and_nothing_else(tmp_path):
@@ -224,6 +200,39 @@ def test_keep_running_passes_a_signal_on_and_waits_for_the_checkpoint(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 75
     assert saved.read_text() == "x\n"  # once: it was not run again
+
+
+# Like training in one process: the first signal is noted, and a second one acts as usual.
+SAVES_AFTER_ONE_SIGNAL = """
+import signal, sys, time
+came = []
+def note(number, frame):
+    came.append(number)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_DFL)
+for each in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(each, note)
+print("up", flush=True)
+while not came:
+    time.sleep(0.02)
+time.sleep(0.5)
+print("saved", flush=True)
+sys.exit(75)
+"""
+
+
+def test_ctrl_c_reaches_training_once_so_that_it_saves():
+    process = subprocess.Popen(
+        ["bash", str(LAUNCH / "keep_running.sh"), sys.executable, "-c", SAVES_AFTER_ONE_SIGNAL],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "up\n"
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    assert process.wait(timeout=20) == 75
+    assert process.stdout.read() == "saved\n"
 
 
 def test_jobset_is_complete_and_names_what_exists():
