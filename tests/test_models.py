@@ -11,11 +11,13 @@ from numpy_model import (
     pillow_resize,
     random_params,
 )
+from scipy.stats import norm
 
 from jepa_jax.models.patches import gather_tokens, patchify
 from jepa_jax.models.positions import sincos_positions
 from jepa_jax.models.predictor import Predictor
 from jepa_jax.models.sizes import vit_size
+from jepa_jax.models.transformer import Transformer, gelu
 from jepa_jax.models.vision_transformer import VisionTransformer
 
 GRID, PATCH, WIDTH, DEPTH, HEADS = (3, 4), 2, 16, 3, 2
@@ -266,6 +268,48 @@ def test_scanning_and_recomputing_change_no_output_and_no_gradient(
         result,
         value_and_gradient,
     )
+
+
+@pytest.mark.parametrize(
+    ("scan_layers", "remat"), [(True, "none"), (True, "dots"), (False, "full")]
+)
+def test_a_selection_s_output_is_that_of_all_tokens_then_selected(scan_layers, remat):
+    rng = np.random.default_rng(8)
+    x, weights = jnp.float32(rng.normal(size=(2, 7, 16))), jnp.float32(rng.normal(size=(2, 3, 16)))
+    transformer = Transformer(depth=3, num_heads=2, scan_layers=scan_layers, remat=remat)
+    params = random_params(transformer, x)
+
+    def by_last_block(params, x):
+        tokens = transformer.apply({"params": params}, x, select=lambda tokens: tokens[:, 4:])
+        return jnp.sum(tokens * weights)
+
+    def afterwards(params, x):
+        return jnp.sum(transformer.apply({"params": params}, x)[:, 4:] * weights)
+
+    results = [
+        jax.jit(jax.value_and_grad(f, (0, 1)))(params, x) for f in (by_last_block, afterwards)
+    ]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max()),
+        *results,
+    )
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
+def test_gelu_and_its_slope_are_those_of_float64(dtype, error):
+    given = jnp.asarray([*np.linspace(-12, 12, 4001), -1e15, 1e15], dtype)
+    value, slope = jax.jvp(gelu, (given,), (jnp.ones_like(given),))
+    assert value.dtype == slope.dtype == dtype
+    x = np.asarray(given, np.float64)
+    cdf, density = norm.cdf(x), norm.pdf(x)
+    np.testing.assert_allclose(np.float64(value), x * cdf, rtol=error, atol=error)
+    np.testing.assert_allclose(np.float64(slope), cdf + x * density, rtol=error, atol=error)
+
+
+def test_gelu_keeps_one_array_for_the_backward_pass():
+    _, backward = jax.vjp(gelu, jnp.ones((5, 7)))
+    kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape == (5, 7)]
+    assert len(kept) == 1
 
 
 def test_blocks_are_a_loop_only_if_asked(params, images):

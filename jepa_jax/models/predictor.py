@@ -60,8 +60,8 @@ class Predictor(nn.Module):
             scan_layers=self.scan_layers,
             init_std=self.init_std,
             name="transformer",
-        )(x.reshape(B * M, K + T, self.embed_dim))
-        x = x.reshape(B, M, K + T, self.embed_dim)[:, :, K:]  # [B, M, T, P]
+        )(x.reshape(B * M, K + T, self.embed_dim), select=lambda tokens: tokens[:, K:])
+        x = x.reshape(B, M, T, self.embed_dim)
         return nn.Dense(self.output_dim, name="proj", **dense)(x)  # [B, M, T, D]
 
 

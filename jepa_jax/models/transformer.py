@@ -1,9 +1,11 @@
 """Pre-norm transformer blocks, shared by the encoder and the predictor."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
@@ -12,6 +14,9 @@ from jaxtyping import Array, Float
 # standard deviations: no draw is ever cut.
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-6
+
+# Picks the tokens whose output is wanted: [B, N, D] -> [B, Q, D].
+Select = Callable[[Array], Array]
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -39,28 +44,79 @@ def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=dtype, use_fast_variance=False, name=name)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over all tokens it is given; no mask exists anywhere."""
+@jax.custom_jvp
+def gelu(x: Array) -> Array:
+    """The exact (erf) GELU of Hendrycks & Gimpel (2016), in float32 inside.
+
+    Its derivative is written out, so that one array is kept for the backward pass, and not each
+    of the formula's intermediate values.
+    """
+    x32 = x.astype(jnp.float32)
+    return (x32 * _normal_cdf(x32)).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    x32 = x.astype(jnp.float32)
+    slope = _normal_cdf(x32) + x32 * jnp.exp(-0.5 * x32**2) * (2 * np.pi) ** -0.5
+    return gelu(x), slope.astype(x.dtype) * dx
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
+class QKV(nn.Module):
+    """The queries, keys and values of attention, from one stacked kernel.
+
+    Queries may be wanted of some tokens only, so that what `nn.DenseGeneral` does is written out.
+    """
 
     num_heads: int
     dtype: Any
     init_std: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        dim, kernel_init = x.shape[-1], nn.initializers.normal(self.init_std)
-        qkv = nn.DenseGeneral(
-            (3, self.num_heads, dim // self.num_heads),
-            dtype=self.dtype,
-            kernel_init=kernel_init,
-            name="qkv",
-        )(x)  # [B, N, 3, heads, head_dim]
-        qkv = divide(qkv, None, None, "tensor")
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        x = jax.nn.dot_product_attention(query, key, value)  # softmax in float32
+    def __call__(
+        self, x: Float[Array, "B N D"], select: Select | None
+    ) -> tuple[Float[Array, "B Q H d"], Float[Array, "B N H d"], Float[Array, "B N H d"]]:
+        dim = x.shape[-1]
+        shape = (3, self.num_heads, dim // self.num_heads)
+        kernel = self.param("kernel", nn.initializers.normal(self.init_std), (dim, *shape))
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+
+        def project(x: Array, parts: slice) -> list[Array]:
+            y = jnp.einsum("bnd,dphk->bnphk", x, kernel[:, parts]) + bias[parts]
+            y = divide(y, None, None, "tensor")  # [B, n, parts, heads, head_dim]
+            return [y[:, :, part] for part in range(y.shape[2])]
+
+        if select is None:
+            query, key, value = project(x, slice(3))
+        else:
+            (query,), (key, value) = project(select(x), slice(1)), project(x, slice(1, 3))
+        return query, key, value
+
+
+class Attention(nn.Module):
+    """Multi-head attention of the selected tokens to all tokens; no mask exists anywhere."""
+
+    num_heads: int
+    dtype: Any
+    init_std: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"], select: Select | None) -> Float[Array, "B Q D"]:
+        query, key, value = QKV(self.num_heads, self.dtype, self.init_std, name="qkv")(x, select)
+        y = jax.nn.dot_product_attention(query, key, value)  # softmax in float32
         return nn.DenseGeneral(
-            dim, axis=(-2, -1), dtype=self.dtype, kernel_init=kernel_init, name="proj"
-        )(x)  # [B, N, D]
+            x.shape[-1],
+            axis=(-2, -1),
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(self.init_std),
+            name="proj",
+        )(y)  # [B, Q, D]
 
 
 class Mlp(nn.Module):
@@ -74,7 +130,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         dim, kernel_init = x.shape[-1], nn.initializers.normal(self.init_std)
         x = nn.Dense(self.hidden_dim, dtype=self.dtype, kernel_init=kernel_init, name="fc1")(x)
-        x = nn.gelu(divide(x, None, "tensor"), approximate=False)
+        x = gelu(divide(x, None, "tensor"))
         return nn.Dense(dim, dtype=self.dtype, kernel_init=kernel_init, name="fc2")(x)
 
 
@@ -96,14 +152,17 @@ class Block(nn.Module):
         return jnp.where(keep, branch / (1.0 - rate), 0.0).astype(branch.dtype)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], rate: Float[Array, ""]):
+    def __call__(
+        self, x: Float[Array, "B N D"], rate: Float[Array, ""], select: Select | None = None
+    ) -> Float[Array, "B Q D"]:
+        """The block's output of the selected tokens, which attend to all; of all tokens if None."""
         dim, x = x.shape[-1], divide(x)
         y = layer_norm(self.dtype, "norm1")(x)
-        y = Attention(self.num_heads, self.dtype, self.init_std, name="attention")(y)
-        x = x + self.drop_path(y, rate)
+        y = Attention(self.num_heads, self.dtype, self.init_std, name="attention")(y, select)
+        x = (x if select is None else divide(select(x))) + self.drop_path(y, rate)
         y = layer_norm(self.dtype, "norm2")(x)
         y = Mlp(int(dim * self.mlp_ratio), self.dtype, self.init_std, name="mlp")(y)
-        return x + self.drop_path(y, rate), None
+        return x + self.drop_path(y, rate)
 
 
 class Transformer(nn.Module):
@@ -129,29 +188,57 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], *, deterministic: bool = True
-    ) -> Float[Array, "B N D"]:
-        block = Block
-        if self.remat != "none":
-            # Inside a loop XLA can't merge the recomputation with the first computation.
-            block = nn.remat(
-                Block, policy=_REMAT_POLICIES[self.remat], prevent_cse=not self.scan_layers
-            )
-        blocks = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "drop_path": True},
-            length=self.depth,
-            unroll=1 if self.scan_layers else self.depth,
-        )(
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            dtype=self.dtype,
-            init_std=self.init_std,
-            stochastic=self.drop_path_rate > 0 and not deterministic,
-            name="blocks",
+        self,
+        x: Float[Array, "B N D"],
+        *,
+        deterministic: bool = True,
+        select: Select | None = None,
+    ) -> Float[Array, "B Q D"]:
+        """Transformed tokens.
+
+        Args:
+          deterministic: no stochastic depth; otherwise the stream "drop_path" is needed.
+          select: [B, N, D] -> [B, Q, D], the tokens whose output is wanted (all if None). The last
+            block computes no other: it only lets them attend to the rest.
+        """
+        stochastic = self.drop_path_rate > 0 and not deterministic
+        block = Block(
+            self.num_heads, self.mlp_ratio, self.dtype, self.init_std, stochastic, parent=None
         )
-        x, _ = blocks(x, jnp.linspace(0.0, self.drop_path_rate, self.depth))
+
+        def init(key: Array) -> dict[str, Any]:
+            keys = {"params": key, "drop_path": key}
+            return block.init(keys, x[:1], jnp.zeros([]))["params"]
+
+        params = self.param(
+            "blocks", lambda key: jax.vmap(init)(jax.random.split(key, self.depth))
+        )  # each array [depth, ...]
+        rates = jnp.linspace(0.0, self.drop_path_rate, self.depth)
+        keys = jax.random.split(self.make_rng("drop_path"), self.depth) if stochastic else None
+
+        def run(x: Array, layer: Any, select: Select | None) -> Array:
+            params, rate, key = layer
+            rngs = {"drop_path": key} if stochastic else None
+            return block.apply({"params": params}, x, rate, select, rngs=rngs)
+
+        def recompute(in_loop: bool) -> Callable[..., Array]:
+            if self.remat == "none":
+                return run
+            # Inside a loop XLA can't merge the recomputation with the first computation anyway.
+            policy = _REMAT_POLICIES[self.remat]
+            return jax.checkpoint(run, policy=policy, prevent_cse=not in_loop, static_argnums=2)
+
+        layers = (params, rates, keys)
+        in_loop = self.depth if select is None else self.depth - 1
+        run_looped = recompute(in_loop=self.scan_layers)
+        x, _ = jax.lax.scan(
+            lambda x, layer: (run_looped(x, layer, None), None),
+            x,
+            jax.tree.map(lambda leaf: leaf[:in_loop], layers),
+            unroll=1 if self.scan_layers else max(in_loop, 1),
+        )
+        if select is not None:
+            x = recompute(in_loop=False)(x, jax.tree.map(lambda leaf: leaf[-1], layers), select)
         return layer_norm(jnp.float32, "norm")(divide(x))
 
 

@@ -17,7 +17,8 @@ class StepFlops(NamedTuple):
     Attributes:
       target: the target encoder on all patches; forward alone.
       context: the context encoder on K patches; forward and backward.
-      predictor: M passes over K + T tokens; forward and backward.
+      predictor: M passes over K + T tokens, of which the last block puts out the T; forward and
+        backward.
     """
 
     target: float
@@ -52,7 +53,8 @@ def step_flops(config: Config, target_lengths: Mapping[int, float]) -> StepFlops
 
     def predict(T: int) -> int:
         ends = 2 * (K + M * T) * model.embed_dim * predictor.embed_dim  # into, and out of it
-        return M * _transformer(predictor.depth, predictor.embed_dim, 4.0, K + T) + ends
+        all_but_one = _transformer(predictor.depth - 1, predictor.embed_dim, 4.0, K + T)
+        return M * (all_but_one + _block(predictor.embed_dim, 4.0, K + T, T)) + ends
 
     return StepFlops(
         target=encoder(N) + embed(N),
@@ -63,7 +65,13 @@ def step_flops(config: Config, target_lengths: Mapping[int, float]) -> StepFlops
 
 def _transformer(depth: int, width: int, mlp_ratio: float, tokens: int) -> int:
     """A forward pass of one sequence; with an MLP ratio of 4: depth (24 n D^2 + 4 n^2 D)."""
-    projections = 2 * tokens * 4 * width**2  # queries, keys, values; and the output's
-    attention = 2 * 2 * tokens**2 * width  # scores; weighted values
-    mlp = 2 * 2 * tokens * width * int(width * mlp_ratio)
-    return depth * (projections + attention + mlp)
+    return depth * _block(width, mlp_ratio, tokens, tokens)
+
+
+def _block(width: int, mlp_ratio: float, tokens: int, selected: int) -> int:
+    """A block's forward pass of one sequence, of which only `selected` tokens are put out."""
+    keys_and_values = 2 * tokens * 2 * width**2
+    query_and_output = 2 * selected * 2 * width**2
+    attention = 2 * 2 * selected * tokens * width  # scores; weighted values
+    mlp = 2 * 2 * selected * width * int(width * mlp_ratio)
+    return keys_and_values + query_and_output + attention + mlp
