@@ -38,9 +38,8 @@ PUBLISHED_TOKENS = {(14, 14): (51, 36), (16, 16): (69, 48), (28, 28): (234, 144)
 WARM_UP_STEPS = 3
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """What to run: shared with `peer_torch`."""
-    parser = argparse.ArgumentParser(description=description)
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=["ti", "s", "b", "l", "h", "g"], default="s")
     parser.add_argument("--patch-size", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=224)
@@ -53,7 +52,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--fsdp", type=int, default=1)
     parser.add_argument("--tensor", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20, help="to be timed")
-    return parser
+    return parser.parse_args()
 
 
 def make_config(arguments: argparse.Namespace) -> tuple[Config, int]:
@@ -166,7 +165,7 @@ def measure(config: Config, target_tokens: int, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    arguments = make_parser(__doc__.splitlines()[0]).parse_args()
+    arguments = parse_arguments()
     jax.config.update("jax_enable_compilation_cache", False)  # compile time is a result
     config, target_tokens = make_config(arguments)
     result = measure(config, target_tokens, arguments.steps)

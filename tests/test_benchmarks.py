@@ -14,9 +14,8 @@ ARGUMENTS = ["--size", "ti", "--image-size", "32", "--patch-size", "8", "--batch
 def case():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)  # as its docstring says
-        parser = train_step.make_parser("")
-        arguments = parser.parse_args([*ARGUMENTS, "--dtype", "float32", "--fsdp", "2"])
-        config, target_tokens = train_step.make_config(arguments)
+        patch.setattr("sys.argv", ["train_step", *ARGUMENTS, "--dtype", "float32", "--fsdp", "2"])
+        config, target_tokens = train_step.make_config(train_step.parse_arguments())
     return config, target_tokens
 
 
