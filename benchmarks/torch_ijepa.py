@@ -175,10 +175,12 @@ class TorchStep:
 
     Args:
       config: as ours; without gradient clipping, accumulation and stochastic depth.
-      compiled: for `best`; False runs it eagerly.
+      compile_mode: of `torch.compile`, for `best`; None runs it eagerly.
     """
 
-    def __init__(self, config: Config, form: Form, *, device: str, compiled: bool = True):
+    def __init__(
+        self, config: Config, form: Form, *, device: str, compile_mode: str | None = "default"
+    ):
         self.config, self.device, best = config, torch.device(device), form == "best"
         self.encoder = Encoder(config, best=best).to(device)
         self.predictor = Predictor(config, best=best).to(device)
@@ -195,7 +197,9 @@ class TorchStep:
             fused=True if best else None,
         )
         self.follow = self.follow_at_once if best else self.follow_in_a_loop
-        self.loss = torch.compile(self.eager_loss) if best and compiled else self.eager_loss
+        self.loss = self.eager_loss
+        if best and compile_mode:
+            self.loss = torch.compile(self.eager_loss, mode=compile_mode)
 
     def networks(self) -> dict[str, nn.Module]:
         """By their names in the published checkpoints."""
@@ -239,7 +243,7 @@ class TorchStep:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.follow(momentum)
-        return loss.detach()
+        return loss.detach().clone()  # a CUDA graph writes the next loss to the same place
 
     @torch.no_grad()
     def follow_in_a_loop(self, momentum: float) -> None:
