@@ -199,7 +199,7 @@ class TorchStep:
         self.follow = self.follow_at_once if best else self.follow_in_a_loop
         self.loss = self.eager_loss
         if best and compile_mode:
-            self.loss = torch.compile(self.eager_loss, mode=compile_mode)
+            self.loss = torch.compile(self.eager_loss, fullgraph=True, mode=compile_mode)
 
     def networks(self) -> dict[str, nn.Module]:
         """By their names in the published checkpoints."""
