@@ -170,7 +170,9 @@ ARGUMENTS = ["--size", "ti", "--image-size", "32", "--patch-size", "8", "--batch
 ARGUMENTS += ["--dtype", "float32", "--rounds", "1", "--steps", "1"]
 
 
-def test_the_command_compares_three_processes(monkeypatch, tmp_path):
+def test_the_command_compares_processes(monkeypatch, tmp_path):
+    """Two of the three, for time: the other form is another word in the same request."""
+    monkeypatch.setattr(peer_torch, "CONTENDERS", ("ours", "best"))
     (tmp_path / "tensorflow.py").write_text("raise ImportError('a GPU machine has none')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(REPOSITORY)
@@ -178,12 +180,12 @@ def test_the_command_compares_three_processes(monkeypatch, tmp_path):
     arguments = peer_torch.parse_arguments()
     arguments.compile_mode = None  # eagerly: compiling twelve blocks takes a minute on one core
     result = json.loads(json.dumps(peer_torch.run(arguments)))
-    assert list(result["contenders"]) == ["ours", "published", "best"]
-    ours = result["contenders"].pop("ours")
-    for name, values in result["contenders"].items():
-        np.testing.assert_allclose(values["first_losses"], ours["first_losses"], rtol=1e-4)
-        seconds = values["seconds_per_step"]["median"] / ours["seconds_per_step"]["median"]
-        assert result["speed_of_ours_over"][name]["median"] == pytest.approx(seconds, rel=1e-2)
+    ours, best = (result["contenders"][name] for name in ("ours", "best"))
+    np.testing.assert_allclose(best["first_losses"], ours["first_losses"], rtol=1e-4)
+    assert np.ptp(ours["first_losses"]) > 0.1  # they were trained
+    ratio = best["seconds_per_step"]["median"] / ours["seconds_per_step"]["median"]
+    assert result["speed_of_ours_over"]["best"]["median"] == pytest.approx(ratio, rel=1e-2)
+    assert result["versions"]["torch"] == torch.__version__
 
 
 class StandIn:
