@@ -38,8 +38,8 @@ PUBLISHED_TOKENS = {(14, 14): (51, 36), (16, 16): (69, 48), (28, 28): (234, 144)
 WARM_UP_STEPS = 3
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_step_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which step to run."""
     parser.add_argument("--size", choices=["ti", "s", "b", "l", "h", "g"], default="s")
     parser.add_argument("--patch-size", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=224)
@@ -49,6 +49,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--remat", choices=["none", "dots", "full"], default="none")
     parser.add_argument("--unroll", action="store_true", help="blocks one after another, no loop")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_step_arguments(parser)
     parser.add_argument("--fsdp", type=int, default=1)
     parser.add_argument("--tensor", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20, help="to be timed")

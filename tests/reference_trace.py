@@ -12,6 +12,9 @@ import zipfile
 from typing import Any
 
 import numpy as np
+from conftest import load_config_file
+
+from jepa_jax.config import Config, resolve
 
 _STORAGE_DTYPES = {
     "FloatStorage": np.float32,
@@ -79,6 +82,35 @@ class Trace:
             for name, value in self.arrays.items()
             if name.startswith(prefix)
         }
+
+
+def config_of(trace: Trace) -> Config:
+    """Our configuration of the recorded run, from its meta.json."""
+    meta = trace.meta
+    config = load_config_file("fashion_mnist")
+    config.epochs = meta["epochs"]
+    config.batch_size = meta["batch_size"]
+    config.data.image_size = (meta["image_size"], meta["image_size"])
+    config.model.patch_size = meta["patch_size"]
+    config.model.embed_dim = meta["embed_dim"]
+    config.model.depth = meta["depth"]
+    config.model.num_heads = meta["num_heads"]
+    config.model.mlp_ratio = meta["mlp_ratio"]
+    config.model.scan_layers = True  # the steps' blocks have five sizes: five compilations
+    config.predictor.embed_dim = meta["predictor_embed_dim"]
+    config.predictor.depth = meta["predictor_depth"]
+    config.predictor.num_heads = meta["num_heads"]
+    config.masks.context_tokens = trace.arrays["step0/context_index"].shape[-1]
+    config.objective.loss = "smooth_l1"
+    config.optimizer.start_lr = meta["start_lr"]
+    config.optimizer.lr = meta["lr"]
+    config.optimizer.final_lr = meta["final_lr"]
+    config.optimizer.warmup_epochs = float(meta["warmup_epochs"])
+    config.optimizer.weight_decay = meta["weight_decay"]
+    config.optimizer.final_weight_decay = meta["final_weight_decay"]
+    config.optimizer.ipe_scale = meta["ipe_scale"]
+    config.ema.start_momentum, config.ema.final_momentum = meta["ema"]
+    return resolve(config)
 
 
 def encoder_to_ours(state: dict[str, np.ndarray], num_heads: int) -> dict[str, Any]:

@@ -11,10 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load_config_file
-from reference_trace import Trace, encoder_to_ours, predictor_to_ours
+from reference_trace import Trace, config_of, encoder_to_ours, predictor_to_ours
 
-from jepa_jax.config import resolve
 from jepa_jax.models.positions import sincos_positions
 from jepa_jax.models.predictor import make_predictor
 from jepa_jax.models.vision_transformer import make_encoder
@@ -34,32 +32,7 @@ def trace() -> Trace:
 
 @pytest.fixture(scope="module")
 def config(trace):
-    """Our configuration of the recorded run, from its meta.json."""
-    meta = trace.meta
-    config = load_config_file("fashion_mnist")
-    config.epochs = meta["epochs"]
-    config.batch_size = meta["batch_size"]
-    config.data.image_size = (meta["image_size"], meta["image_size"])
-    config.model.patch_size = meta["patch_size"]
-    config.model.embed_dim = meta["embed_dim"]
-    config.model.depth = meta["depth"]
-    config.model.num_heads = meta["num_heads"]
-    config.model.mlp_ratio = meta["mlp_ratio"]
-    config.model.scan_layers = True  # the steps' blocks have five sizes: five compilations
-    config.predictor.embed_dim = meta["predictor_embed_dim"]
-    config.predictor.depth = meta["predictor_depth"]
-    config.predictor.num_heads = meta["num_heads"]
-    config.masks.context_tokens = trace.arrays["step0/context_index"].shape[-1]
-    config.objective.loss = "smooth_l1"
-    config.optimizer.start_lr = meta["start_lr"]
-    config.optimizer.lr = meta["lr"]
-    config.optimizer.final_lr = meta["final_lr"]
-    config.optimizer.warmup_epochs = float(meta["warmup_epochs"])
-    config.optimizer.weight_decay = meta["weight_decay"]
-    config.optimizer.final_weight_decay = meta["final_weight_decay"]
-    config.optimizer.ipe_scale = meta["ipe_scale"]
-    config.ema.start_momentum, config.ema.final_momentum = meta["ema"]
-    return resolve(config)
+    return config_of(trace)
 
 
 @pytest.fixture(scope="module")
