@@ -7,7 +7,6 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jepa_jax.config import Config
-from jepa_jax.models.dense import Dense
 from jepa_jax.models.positions import sincos_positions
 from jepa_jax.models.transformer import INIT_STD, Transformer
 
@@ -43,12 +42,12 @@ class Predictor(nn.Module):
         B, K, _ = context.shape
         _, M, T = target_index.shape
         positions = jnp.asarray(sincos_positions(self.grid, self.embed_dim))  # [N, P], float32
+        kernel_init = nn.initializers.normal(self.init_std)
+        dense = {"dtype": self.dtype, "kernel_init": kernel_init}
 
-        context = Dense((self.embed_dim,), self.dtype, self.init_std, name="embed")(context)
+        context = nn.Dense(self.embed_dim, name="embed", **dense)(context)
         context = context + positions[context_index]  # [B, K, P]
-        mask_token = self.param(
-            "mask_token", nn.initializers.normal(self.init_std), (self.embed_dim,)
-        )
+        mask_token = self.param("mask_token", kernel_init, (self.embed_dim,))
         queries = mask_token + positions[target_index]  # [B, M, T, P]
 
         context = jnp.broadcast_to(context[:, None], (B, M, K, self.embed_dim))
@@ -62,8 +61,8 @@ class Predictor(nn.Module):
             init_std=self.init_std,
             name="transformer",
         )(x.reshape(B * M, K + T, self.embed_dim), select=lambda tokens: tokens[:, K:])
-        x = Dense((self.output_dim,), self.dtype, self.init_std, name="proj")(x)  # [B * M, T, D]
-        return x.reshape(B, M, T, self.output_dim)
+        x = x.reshape(B, M, T, self.embed_dim)
+        return nn.Dense(self.output_dim, name="proj", **dense)(x)  # [B, M, T, D]
 
 
 def make_predictor(config: Config) -> Predictor:

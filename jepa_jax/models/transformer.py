@@ -10,8 +10,6 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from jepa_jax.models.dense import Dense, multiply
-
 # Of all kernels, as published. The published normal is cut at an absolute +-2, which is 100
 # standard deviations: no draw is ever cut.
 INIT_STD = 0.02
@@ -70,7 +68,10 @@ def _normal_cdf(x: Array) -> Array:
 
 
 class QKV(nn.Module):
-    """The queries, keys and values of attention, by one kernel [D, 3, heads, head_dim]."""
+    """The queries, keys and values of attention, from one stacked kernel.
+
+    Queries may be wanted of some tokens only, so that what `nn.DenseGeneral` does is written out.
+    """
 
     num_heads: int
     dtype: Any
@@ -87,8 +88,8 @@ class QKV(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
 
         def project(x: Array, parts: slice) -> list[Array]:
-            y = multiply(x, kernel[:, parts]) + bias[parts]  # [B, n, parts, heads, head_dim]
-            y = divide(y, None, None, "tensor")
+            y = jnp.einsum("bnd,dphk->bnphk", x, kernel[:, parts]) + bias[parts]
+            y = divide(y, None, None, "tensor")  # [B, n, parts, heads, head_dim]
             return [y[:, :, part] for part in range(y.shape[2])]
 
         if select is None:
@@ -109,7 +110,13 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "B N D"], select: Select | None) -> Float[Array, "B Q D"]:
         query, key, value = QKV(self.num_heads, self.dtype, self.init_std, name="qkv")(x, select)
         y = jax.nn.dot_product_attention(query, key, value)  # softmax in float32
-        return Dense((x.shape[-1],), self.dtype, self.init_std, name="proj")(y)
+        return nn.DenseGeneral(
+            x.shape[-1],
+            axis=(-2, -1),
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(self.init_std),
+            name="proj",
+        )(y)  # [B, Q, D]
 
 
 class Mlp(nn.Module):
@@ -121,10 +128,10 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        dim = x.shape[-1]
-        x = Dense((self.hidden_dim,), self.dtype, self.init_std, name="fc1")(x)
+        dim, kernel_init = x.shape[-1], nn.initializers.normal(self.init_std)
+        x = nn.Dense(self.hidden_dim, dtype=self.dtype, kernel_init=kernel_init, name="fc1")(x)
         x = gelu(divide(x, None, "tensor"))
-        return Dense((dim,), self.dtype, self.init_std, name="fc2")(x)
+        return nn.Dense(dim, dtype=self.dtype, kernel_init=kernel_init, name="fc2")(x)
 
 
 class Block(nn.Module):

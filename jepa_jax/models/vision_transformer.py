@@ -7,7 +7,6 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jepa_jax.config import Config
-from jepa_jax.models.dense import Dense
 from jepa_jax.models.patches import gather_tokens, patchify
 from jepa_jax.models.positions import interpolate_positions, sincos_positions
 from jepa_jax.models.transformer import INIT_STD, Transformer
@@ -57,7 +56,12 @@ class VisionTransformer(nn.Module):
             # Pixels need no gradient, so gathering them first leaves no scatter to the backward.
             patches = gather_tokens(patches, index)  # [B, K, p * p * C]
             positions = positions[index]  # [B, K, D]
-        x = Dense((self.embed_dim,), self.dtype, self.init_std, name="patch_embed")(patches)
+        x = nn.Dense(
+            self.embed_dim,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(self.init_std),
+            name="patch_embed",
+        )(patches)
         x = x + positions  # [B, K, D], float32 from here on
         return Transformer(
             depth=self.depth,
