@@ -167,9 +167,7 @@ def check_losses(losses: dict[str, list[float]], tolerance: float) -> None:
                 )
 
 
-def compare(
-    arguments: argparse.Namespace, workers: list[Worker], device: str
-) -> dict[str, dict[str, Any]]:
+def compare(arguments: argparse.Namespace, workers: list[Worker]) -> dict[str, dict[str, Any]]:
     """Warms up, lets the contenders take turns, and returns what each measured."""
     num_untimed = NUM_BATCHES if arguments.published_masks else FIRST_STEPS
     warm_up = {w.contender: w.ask({"untimed": num_untimed, "timed": 0}) for w in workers}
@@ -180,8 +178,8 @@ def compare(
     check_losses(losses, TOLERANCE[arguments.dtype])
 
     turns = {name: [] for name in CONTENDERS}
-    # A GPU's memory is handed back after each turn: the first step gets it again.
-    # Untimed: after a rest, a CPU takes a step to fetch its pages back, a GPU to allocate.
+    # The first step of a turn gets its memory back: a GPU's is handed on after each turn, and a
+    # machine may have taken a resting process's pages.
     request = {"untimed": 1, "timed": arguments.steps}
     for number in range(arguments.rounds):
         start = number % len(workers)
@@ -260,7 +258,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             workers.append(Worker(setup, worker_environment(device)))
             stack.callback(workers[-1].end)
         descriptions = {worker.contender: worker.description for worker in workers}
-        measured = compare(arguments, workers, device)
+        measured = compare(arguments, workers)
     return summarise(measured, config.batch_size) | {
         "tokens": {whose: mean_tokens(values) for whose, values in batches.items()},
         "versions": descriptions["ours"]["versions"] | descriptions["best"]["versions"],

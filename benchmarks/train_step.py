@@ -25,7 +25,9 @@ import numpy as np
 from jepa_jax.chips import CHIPS
 from jepa_jax.command_line import load_config
 from jepa_jax.config import Config, resolve
+from jepa_jax.models.predictor import make_predictor
 from jepa_jax.models.sizes import vit_size
+from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.ijepa import make_objective
 from jepa_jax.training.flops import step_flops
 from jepa_jax.training.optimizer import make_optimizer
@@ -49,6 +51,7 @@ def add_step_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--remat", choices=["none", "dots", "full"], default="none")
     parser.add_argument("--unroll", action="store_true", help="blocks one after another, no loop")
+    parser.add_argument("--attention", choices=["auto", "xla"], default="auto")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,6 +77,7 @@ def make_config(arguments: argparse.Namespace) -> tuple[Config, int]:
         "dtype": arguments.dtype,
         "remat": arguments.remat,
         "scan_layers": not arguments.unroll,
+        "attention": arguments.attention,
     }
     config["predictor"] = predictor
     config["masks"]["context_tokens"] = arguments.context_tokens or published[0]
@@ -147,6 +151,10 @@ def measure(config: Config, target_tokens: int, steps: int) -> dict[str, Any]:
     memory = step.memory_analysis()
     in_use = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
+        "attention": {
+            "encoder": make_encoder(config).attention,
+            "predictor": make_predictor(config).attention,
+        },
         "images_per_second": round(config.batch_size / median, 2),
         "step_seconds": {
             "median": round(median, 5),

@@ -40,6 +40,8 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"]  # what the backward pass recomputes: nothing,
     # all but matrix products, everything within a block
     scan_layers: bool  # one compiled block in a loop (fast compile), else blocks unrolled
+    # "auto": cuDNN's fused attention where it works, on GPUs in bfloat16, else XLA's.
+    attention: Literal["auto", "xla"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,8 @@ from jepa_jax.data.sources import Source, open_source
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.features import make_pool, pooled_features
 from jepa_jax.evaluation.probes import LabelledFeatures, knn_accuracy
+from jepa_jax.models.predictor import make_predictor
+from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.ijepa import make_objective
 from jepa_jax.objectives.objective import Objective
 from jepa_jax.plan import plan, table, topology_devices, virtual_devices
@@ -44,6 +46,12 @@ def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     use_compilation_cache()
     source = open_source(config.data, "train")
     objective = make_objective(config)
+    logging.getLogger(__name__).info(
+        "attention: %s in the encoder, %s in the predictor; blocks %s",
+        make_encoder(config).attention,
+        make_predictor(config).attention,
+        "in a loop" if config.model.scan_layers else "unrolled",
+    )
     knn = online_knn(config, objective, source) if config.logging.knn_every_steps else None
     return train(config, workdir, objective=objective, source=source, knn_accuracy=knn)
 

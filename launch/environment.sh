@@ -34,7 +34,7 @@ find_python() {
 
 # A name for an installation; another one whenever what it depends on changes.
 fingerprint() {
-  { cat "$repository/requirements.txt" "$repository/pyproject.toml" && printf '%s' "$1"; } |
+  { cat "$repository"/requirements*.txt "$repository/pyproject.toml" && printf '%s' "$1"; } |
     cksum | cut -d ' ' -f 1
 }
 

@@ -4,12 +4,14 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: bash launch/test.sh [--dry-run] [pytest arguments ...]
+usage: bash launch/test.sh [--dry-run] [--interop] [pytest arguments ...]
 
 Makes .venv and installs the package's dependencies and those of its tests there (once), and
 runs the test suite. Needs Python 3.11 or later, or uv; no accelerator.
 
   --dry-run   print the commands, run none
+  --interop   install PyTorch too (requirements-interop.txt), for the tests that compare with it;
+              without it they are skipped
   other arguments go to pytest
 END
 }
@@ -18,15 +20,17 @@ END
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 arguments=()
+interop=()
 for argument in "$@"; do
   case "$argument" in
     -h | --help) usage && exit 0 ;;
     --dry-run) dry_run=yes ;;
+    --interop) interop=(-r requirements-interop.txt) ;;
     *) arguments+=("$argument") ;;
   esac
 done
 
-make_environment -e ".[test]"
+make_environment -e ".[test]" ${interop[@]+"${interop[@]}"}
 # Compilation, where the time goes, uses one core; a file's tests share what it compiled.
 command=(.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile ${arguments[@]+"${arguments[@]}"})
 if [ "$dry_run" = yes ]; then

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jepa_jax.config import Config
+from jepa_jax.models.attention import choose_attention
 from jepa_jax.models.positions import sincos_positions
 from jepa_jax.models.transformer import INIT_STD, Transformer
 
@@ -23,6 +24,7 @@ class Predictor(nn.Module):
     remat: str = "none"
     scan_layers: bool = True
     init_std: float = INIT_STD
+    attention: str = "xla"
 
     @nn.compact
     def __call__(
@@ -59,6 +61,7 @@ class Predictor(nn.Module):
             remat=self.remat,
             scan_layers=self.scan_layers,
             init_std=self.init_std,
+            attention=self.attention,
             name="transformer",
         )(x.reshape(B * M, K + T, self.embed_dim), select=lambda tokens: tokens[:, K:])
         x = x.reshape(B, M, T, self.embed_dim)
@@ -77,4 +80,9 @@ def make_predictor(config: Config) -> Predictor:
         remat=config.model.remat,
         scan_layers=config.model.scan_layers,
         init_std=config.init.std,
+        attention=choose_attention(
+            config.model.attention,
+            config.model.dtype,
+            config.predictor.embed_dim // config.predictor.num_heads,
+        ),
     )

@@ -105,11 +105,14 @@ class Attention(nn.Module):
     num_heads: int
     dtype: Any
     init_std: float
+    attention: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], select: Select | None) -> Float[Array, "B Q D"]:
         query, key, value = QKV(self.num_heads, self.dtype, self.init_std, name="qkv")(x, select)
-        y = jax.nn.dot_product_attention(query, key, value)  # softmax in float32
+        y = jax.nn.dot_product_attention(  # softmax in float32
+            query, key, value, implementation=self.attention
+        )
         return nn.DenseGeneral(
             x.shape[-1],
             axis=(-2, -1),
@@ -142,6 +145,7 @@ class Block(nn.Module):
     dtype: Any
     init_std: float
     stochastic: bool  # draw which branches to drop; needs the random stream "drop_path"
+    attention: str = "xla"
 
     def drop_path(
         self, branch: Float[Array, "B N D"], rate: Float[Array, ""]
@@ -158,7 +162,10 @@ class Block(nn.Module):
         """The block's output of the selected tokens, which attend to all; of all tokens if None."""
         dim, x = x.shape[-1], divide(x)
         y = layer_norm(self.dtype, "norm1")(x)
-        y = Attention(self.num_heads, self.dtype, self.init_std, name="attention")(y, select)
+        attention = Attention(
+            self.num_heads, self.dtype, self.init_std, self.attention, name="attention"
+        )
+        y = attention(y, select)
         x = (x if select is None else divide(select(x))) + self.drop_path(y, rate)
         y = layer_norm(self.dtype, "norm2")(x)
         y = Mlp(int(dim * self.mlp_ratio), self.dtype, self.init_std, name="mlp")(y)
@@ -185,6 +192,7 @@ class Transformer(nn.Module):
     remat: str = "none"
     scan_layers: bool = True
     init_std: float = INIT_STD
+    attention: str = "xla"  # or "cudnn"; see `choose_attention`
 
     @nn.compact
     def __call__(
@@ -203,7 +211,13 @@ class Transformer(nn.Module):
         """
         stochastic = self.drop_path_rate > 0 and not deterministic
         block = Block(
-            self.num_heads, self.mlp_ratio, self.dtype, self.init_std, stochastic, parent=None
+            self.num_heads,
+            self.mlp_ratio,
+            self.dtype,
+            self.init_std,
+            stochastic,
+            self.attention,
+            parent=None,
         )
 
         def init(key: Array) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jepa_jax.config import Config
+from jepa_jax.models.attention import choose_attention
 from jepa_jax.models.patches import gather_tokens, patchify
 from jepa_jax.models.positions import interpolate_positions, sincos_positions
 from jepa_jax.models.transformer import INIT_STD, Transformer
@@ -26,6 +27,7 @@ class VisionTransformer(nn.Module):
     remat: str = "none"
     scan_layers: bool = True
     init_std: float = INIT_STD
+    attention: str = "xla"
 
     @nn.compact
     def __call__(
@@ -72,6 +74,7 @@ class VisionTransformer(nn.Module):
             remat=self.remat,
             scan_layers=self.scan_layers,
             init_std=self.init_std,
+            attention=self.attention,
             name="transformer",
         )(x, deterministic=deterministic)
 
@@ -91,4 +94,7 @@ def make_encoder(config: Config) -> VisionTransformer:
         remat=model.remat,
         scan_layers=model.scan_layers,
         init_std=config.init.std,
+        attention=choose_attention(
+            model.attention, model.dtype, model.embed_dim // model.num_heads
+        ),
     )

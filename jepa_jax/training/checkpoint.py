@@ -24,7 +24,7 @@ from jepa_jax.training.step import TrainState
 # A resumed run must agree on these with its checkpoint: another value would be another run.
 _FIXED = ("seed", "batch_size", "data", "model", "predictor", "init", "masks", "objective")
 # ... but for those, which change how it is computed and not what.
-_FREE = ("model.remat", "model.scan_layers")
+_FREE = ("model.remat", "model.scan_layers", "model.attention")
 
 
 def make_manager(workdir: pathlib.Path, config: Config) -> ocp.CheckpointManager:
