@@ -211,12 +211,12 @@ class Transformer(nn.Module):
         """
         stochastic = self.drop_path_rate > 0 and not deterministic
         block = Block(
-            self.num_heads,
-            self.mlp_ratio,
-            self.dtype,
-            self.init_std,
-            stochastic,
-            self.attention,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            dtype=self.dtype,
+            init_std=self.init_std,
+            stochastic=stochastic,
+            attention=self.attention,
             parent=None,
         )
 

@@ -1,6 +1,5 @@
 """Compiling before training starts, and keeping what was compiled."""
 
-import concurrent.futures
 import logging
 import os
 import pathlib
@@ -44,22 +43,14 @@ def compile_for_shapes(
 ) -> list[Callable[..., Any]]:
     """Compiles a jitted step for each shape of batch, and logs how long each took.
 
-    The compilations run side by side, but for a run of several processes, which may wait for each
-    other's within one.
-
     Args:
       state: the step's first argument, or its shapes.
       shapes: of its second argument.
     """
-
-    def compile_one(lowered: Any, batch: dict[str, jax.ShapeDtypeStruct]) -> Callable[..., Any]:
+    compiled = []
+    for batch in shapes:
         start = time.monotonic()
-        compiled = lowered.compile()
+        compiled.append(step.lower(state, batch).compile())
         described = ", ".join(f"{name} {list(x.shape)}" for name, x in batch.items())
         log.info("compiled the step for %s in %.1f s", described, time.monotonic() - start)
-        return compiled
-
-    lowered = [step.lower(state, batch) for batch in shapes]
-    together = len(shapes) if jax.process_count() == 1 else 1
-    with concurrent.futures.ThreadPoolExecutor(together) as executor:
-        return list(executor.map(compile_one, lowered, shapes))
+    return compiled
