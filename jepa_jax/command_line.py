@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from jepa_jax.config import NETWORKS
 from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
 
 
@@ -31,6 +32,24 @@ def make_parser(module: str, doc: str) -> argparse.ArgumentParser:
         epilog="--config.a.b=VALUE overrides a field of the config file.",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which encoder to use: --checkpoint and --network."""
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=pathlib.Path,
+        metavar="DIR",
+        help="a workdir, one step's folder in it, or what jepa_jax.convert wrote",
+    )
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        default=NETWORKS[0],
+        help="which of its two encoders: the moving average, which the paper evaluates, or the "
+        "context encoder (default: %(default)s)",
     )
 
 

@@ -13,6 +13,10 @@ from typing import Any, Literal
 
 from jepa_jax.errors import UserError
 
+# The encoders of a trained model: the moving average, which the paper evaluates, and the context
+# encoder, which the gradient trains.
+NETWORKS = ("target_encoder", "encoder")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -42,6 +46,8 @@ class ModelConfig:
     scan_layers: bool  # one compiled block in a loop (fast compile), else blocks unrolled
     # "auto": cuDNN's fused attention where it works, on GPUs in bfloat16, else XLA's.
     attention: Literal["auto", "xla"] = "auto"
+    # The encoder's: a fixed table, as published, or one that is trained, as in converted ViTs.
+    positions: Literal["sincos", "learned"] = "sincos"
 
 
 @dataclasses.dataclass(frozen=True)

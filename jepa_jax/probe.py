@@ -1,7 +1,8 @@
 """Probes a checkpoint: python -m jepa_jax.probe --config configs/probe/knn.py --checkpoint DIR
 
-DIR is a workdir of jepa_jax.train, whose newest checkpoint is taken, or one step's folder in it.
-Only the target encoder is read, and the configuration that it was trained with.
+DIR is a workdir of jepa_jax.train, whose newest checkpoint is taken, one step's folder in it, or
+what jepa_jax.convert wrote. Only the target encoder is read (or the context encoder, with --network
+encoder), and the configuration that it was trained with.
 """
 
 import argparse
@@ -9,9 +10,12 @@ import pathlib
 import sys
 from typing import Any
 
-import jax
-
-from jepa_jax.command_line import load_config, make_parser, run_command
+from jepa_jax.command_line import (
+    add_checkpoint_arguments,
+    load_config,
+    make_parser,
+    run_command,
+)
 from jepa_jax.config import ProbeConfig, probe_data, resolve_probe
 from jepa_jax.evaluation.comparison import features_of, random_target
 from jepa_jax.evaluation.probes import probe
@@ -20,8 +24,14 @@ from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
 
 
-def probe_checkpoint(config: ProbeConfig, path: pathlib.Path) -> dict[str, Any]:
-    """Accuracy of the target encoder in a checkpoint, and of its controls.
+def probe_checkpoint(
+    config: ProbeConfig, path: pathlib.Path, network: str = "target_encoder"
+) -> dict[str, Any]:
+    """Accuracy of an encoder in a checkpoint, and of its controls.
+
+    Args:
+      path: workdir, or folder of one checkpoint.
+      network: "target_encoder" or "encoder".
 
     Raises:
       UserError: the checkpoint can't be read, or the data don't suit the probe.
@@ -31,8 +41,7 @@ def probe_checkpoint(config: ProbeConfig, path: pathlib.Path) -> dict[str, Any]:
     data = probe_data(config, trained)
     use_compilation_cache()
     objective = make_objective(trained)
-    shapes = objective.target_of(jax.eval_shape(objective.init, jax.random.key(0)))
-    targets = {"pretrained": checkpoint.restore_target(folder, shapes)}
+    targets = {"pretrained": checkpoint.restore_network(folder, network, objective)}
     if config.controls:
         targets["random_init"] = random_target(trained, objective)
     features = features_of(
@@ -45,6 +54,7 @@ def probe_checkpoint(config: ProbeConfig, path: pathlib.Path) -> dict[str, Any]:
         "protocol": config.protocol,
         **pretrained,
         "controls": {name: result["accuracy"] for name, result in results.items()},
+        "network": network,
         "checkpoint": str(folder),
     }
 
@@ -62,11 +72,11 @@ def print_table(accuracies: dict[str, dict[str, float]]) -> None:
 def main() -> None:
     parser = make_parser("jepa_jax.probe", __doc__)
     parser.add_argument("--config", required=True, help="a file in configs/probe/")
-    parser.add_argument("--checkpoint", required=True, type=pathlib.Path, help="workdir or step")
+    add_checkpoint_arguments(parser)
 
     def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
         config = resolve_probe(load_config(arguments.config, overrides))
-        return probe_checkpoint(config, arguments.checkpoint)
+        return probe_checkpoint(config, arguments.checkpoint, arguments.network)
 
     run_command(command, parser)
 

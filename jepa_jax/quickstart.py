@@ -35,9 +35,9 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains, probes and draws; returns the accuracies by protocol and representation."""
     result = pretrain(config, workdir)
     objective = make_objective(config)
-    shapes = objective.target_of(jax.eval_shape(objective.init, jax.random.key(0)))
+    folder = checkpoint.find(workdir)
     targets = {
-        "pretrained": checkpoint.restore_target(checkpoint.find(workdir), shapes),
+        "pretrained": checkpoint.restore_network(folder, "target_encoder", objective),
         "random_init": random_target(config, objective),
     }
     print(f"step {result['step']}: probing the target encoder and its controls", file=sys.stderr)

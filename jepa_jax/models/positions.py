@@ -19,7 +19,8 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> np.ndarray:
     Returns:
       float32 [rows * columns, dim].
     """
-    frequencies = 10000.0 ** (-np.arange(dim // 4) / (dim // 4))  # [dim / 4]
+    # As the published code rounds, so that its checkpoints hold this table bit for bit.
+    frequencies = 1.0 / 10000.0 ** (np.arange(dim // 4) / (dim / 4.0))  # [dim / 4]
     row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
 
     def encode(coordinate: np.ndarray) -> np.ndarray:
@@ -30,7 +31,9 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> np.ndarray:
 
 
 def interpolate_positions(
-    table: Float[np.ndarray, "N D"], grid: tuple[int, int], new_grid: tuple[int, int]
+    table: Float[np.ndarray, "N D"] | Float[Array, "N D"],
+    grid: tuple[int, int],
+    new_grid: tuple[int, int],
 ) -> Float[Array, "new_N D"]:
     """The position table of `grid`, stretched bicubically over `new_grid`.
 

@@ -26,3 +26,8 @@ def vit_size(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     width, depth, heads, mlp_ratio, predictor_depth = _SIZES[name]
     encoder = {"embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": mlp_ratio}
     return encoder, {"embed_dim": 384, "depth": predictor_depth, "num_heads": heads}
+
+
+def heads_of_width(width: int) -> int | None:
+    """Attention heads of the published encoder of this width; None if there is none."""
+    return {size[0]: size[2] for size in _SIZES.values()}.get(width)

@@ -1,5 +1,6 @@
 """Pre-norm transformer blocks, shared by the encoder and the predictor."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -201,13 +202,16 @@ class Transformer(nn.Module):
         *,
         deterministic: bool = True,
         select: Select | None = None,
-    ) -> Float[Array, "B Q D"]:
+        layers: tuple[int, ...] | None = None,
+    ) -> Float[Array, "B Q D"] | Float[Array, "L B N D"]:
         """Transformed tokens.
 
         Args:
           deterministic: no stochastic depth; otherwise the stream "drop_path" is needed.
           select: [B, N, D] -> [B, Q, D], the tokens whose output is wanted (all if None). The last
             block computes no other: it only lets them attend to the rest.
+          layers: the blocks whose outputs are wanted, ascending, counted from 0; each then passes
+            through the final LayerNorm, and they come stacked. Without `select`.
         """
         stochastic = self.drop_path_rate > 0 and not deterministic
         block = Block(
@@ -242,18 +246,30 @@ class Transformer(nn.Module):
             policy = _REMAT_POLICIES[self.remat]
             return jax.checkpoint(run, policy=policy, prevent_cse=not in_loop, static_argnums=2)
 
-        layers = (params, rates, keys)
-        in_loop = self.depth if select is None else self.depth - 1
+        stack = (params, rates, keys)
         run_looped = recompute(in_loop=self.scan_layers)
-        x, _ = jax.lax.scan(
-            lambda x, layer: (run_looped(x, layer, None), None),
-            x,
-            jax.tree.map(lambda leaf: leaf[:in_loop], layers),
-            unroll=1 if self.scan_layers else max(in_loop, 1),
-        )
+
+        def loop(x: Array, first: int, end: int) -> Array:
+            """Blocks `first` to `end - 1`."""
+            x, _ = jax.lax.scan(
+                lambda x, layer: (run_looped(x, layer, None), None),
+                x,
+                jax.tree.map(lambda leaf: leaf[first:end], stack),
+                unroll=1 if self.scan_layers else max(end - first, 1),
+            )
+            return x
+
+        norm = layer_norm(jnp.float32, "norm")
+        if layers is not None:
+            outputs = []
+            for first, end in itertools.pairwise([0, *(layer + 1 for layer in layers)]):
+                x = loop(x, first, end)
+                outputs.append(norm(divide(x)))
+            return jnp.stack(outputs)
+        x = loop(x, 0, self.depth if select is None else self.depth - 1)
         if select is not None:
-            x = recompute(in_loop=False)(x, jax.tree.map(lambda leaf: leaf[-1], layers), select)
-        return layer_norm(jnp.float32, "norm")(divide(x))
+            x = recompute(in_loop=False)(x, jax.tree.map(lambda leaf: leaf[-1], stack), select)
+        return norm(divide(x))
 
 
 def rescale_by_depth(params: dict[str, Any]) -> dict[str, Any]:

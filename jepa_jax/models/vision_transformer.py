@@ -14,7 +14,10 @@ from jepa_jax.models.transformer import INIT_STD, Transformer
 
 
 class VisionTransformer(nn.Module):
-    """Vision transformer without class token, with fixed positions (Assran et al., 2023)."""
+    """Vision transformer without class token (Assran et al., 2023).
+
+    Its positions are the fixed sine-cosine table, or start as that and are learned.
+    """
 
     grid: tuple[int, int]  # rows and columns of patches that the model is trained at
     patch_size: int
@@ -28,6 +31,7 @@ class VisionTransformer(nn.Module):
     scan_layers: bool = True
     init_std: float = INIT_STD
     attention: str = "xla"
+    positions: str = "sincos"  # or "learned"
 
     @nn.compact
     def __call__(
@@ -36,7 +40,8 @@ class VisionTransformer(nn.Module):
         index: Int[Array, "B K"] | None = None,
         *,
         deterministic: bool = True,
-    ) -> Float[Array, "B K D"]:
+        layers: tuple[int, ...] | None = None,
+    ) -> Float[Array, "B K D"] | Float[Array, "L B K D"]:
         """Encodes the patches at `index` (all if None), which attend to each other alone.
 
         Args:
@@ -44,12 +49,17 @@ class VisionTransformer(nn.Module):
             model was trained at, the position table is interpolated.
           index: raster-order patch indices, sorted and unique within an image.
           deterministic: no stochastic depth; otherwise the stream "drop_path" is needed.
+          layers: the blocks whose outputs are wanted, ascending, counted from 0; they come stacked
+            (the last block's alone if None).
 
         Returns:
           Tokens after the last LayerNorm, float32.
         """
+        table = sincos_positions(self.grid, self.embed_dim)
+        if self.positions == "learned":
+            table = self.param("pos_embed", lambda _: jnp.asarray(table))
         positions = interpolate_positions(
-            sincos_positions(self.grid, self.embed_dim),
+            table,
             self.grid,
             (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size),
         )  # [N, D]
@@ -76,7 +86,7 @@ class VisionTransformer(nn.Module):
             init_std=self.init_std,
             attention=self.attention,
             name="transformer",
-        )(x, deterministic=deterministic)
+        )(x, deterministic=deterministic, layers=layers)
 
 
 def make_encoder(config: Config) -> VisionTransformer:
@@ -97,4 +107,5 @@ def make_encoder(config: Config) -> VisionTransformer:
         attention=choose_attention(
             model.attention, model.dtype, model.embed_dim // model.num_heads
         ),
+        positions=model.positions,
     )

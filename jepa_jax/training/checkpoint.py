@@ -3,6 +3,9 @@
 A checkpoint has four items: `params`, `target_encoder` (the moving average, by itself, so that a
 probe reads only those arrays), `optimizer_state`, and `config`, the resolved configuration. Orbax
 writes in the background, and renames a checkpoint to its final name only when it is complete.
+
+A checkpoint that `jepa_jax.convert` wrote has a fifth, `source`, which says where it came from. It
+may lack `optimizer_state`, and hold but one encoder, as `target_encoder` or as `encoder`.
 """
 
 import gc
@@ -11,13 +14,15 @@ import logging
 import pathlib
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from jepa_jax.config import Config, differences, from_mapping, to_dict
+from jepa_jax.config import NETWORKS, Config, differences, from_mapping, to_dict
 from jepa_jax.errors import UserError
+from jepa_jax.objectives.objective import Objective
 from jepa_jax.training.ema import get_target, replace_target
 from jepa_jax.training.step import TrainState
 
@@ -50,7 +55,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, config: Config) -> N
     manager.save(
         int(state.step),
         args=ocp.args.Composite(
-            **{name: ocp.args.StandardSave(tree) for name, tree in _split(state).items()},
+            **{name: ocp.args.StandardSave(tree) for name, tree in split(state).items()},
             config=ocp.args.JsonSave(to_dict(config)),
         ),
     )
@@ -66,22 +71,48 @@ def restore(folder: pathlib.Path, like: TrainState) -> TrainState:
     Raises:
       UserError: the checkpoint is incomplete, damaged, or of another architecture.
     """
-    parts = {name: _read(folder / name, tree) for name, tree in _split(like).items()}
+    parts = {name: read_item(folder / name, tree) for name, tree in split(like).items()}
     optimizer_state = replace_target(parts["optimizer_state"]["state"], parts["target_encoder"])
     return TrainState(parts["optimizer_state"]["step"], parts["params"], optimizer_state)
 
 
-def restore_target(folder: pathlib.Path, like: Any) -> Any:
-    """Reads the target encoder's parameters, and no other array.
+def restore_network(folder: pathlib.Path, network: str, objective: Objective) -> Any:
+    """Reads the parameters of one encoder.
 
     Args:
       folder: of one checkpoint, from `find`.
-      like: their shapes: `jax.eval_shape` of `objective.init`, through `objective.target_of`.
+      network: "target_encoder", the moving average, or "encoder", which the gradient trains.
+      objective: of the checkpoint's configuration.
 
     Raises:
-      UserError: the checkpoint is incomplete, damaged, or of another architecture.
+      UserError: the checkpoint does not hold that network, or is incomplete, damaged, or of another
+        architecture.
     """
-    return _read(folder / "target_encoder", like)
+    held = networks(folder)
+    if network not in NETWORKS:
+        raise UserError(f"--network {network}: must be one of {', '.join(NETWORKS)}")
+    if network not in held:
+        raise UserError(
+            f"--network {network}: checkpoint {folder} holds only the {held[0]}; give --network "
+            f"{held[0]}"
+        )
+    like = jax.eval_shape(objective.init, jax.random.key(0))
+    if (folder / network).is_dir():
+        return read_item(folder / network, objective.target_of(like))
+    return objective.target_of(read_item(folder / "params", like))
+
+
+def networks(folder: pathlib.Path) -> tuple[str, ...]:
+    """Which encoders a checkpoint holds: a converted one may have but one of the two.
+
+    Raises:
+      UserError: it has none.
+    """
+    items = {"target_encoder": ("target_encoder",), "encoder": ("encoder", "params")}
+    held = tuple(n for n in NETWORKS if any((folder / item).is_dir() for item in items[n]))
+    if not held:
+        raise UserError(f"checkpoint {folder}: it holds no encoder; it may be damaged")
+    return held
 
 
 def find(path: pathlib.Path) -> pathlib.Path:
@@ -94,13 +125,13 @@ def find(path: pathlib.Path) -> pathlib.Path:
       UserError: there is none.
     """
     path = path.absolute()
-    if (path / "target_encoder").is_dir():
+    if any((path / item).is_dir() for item in ("target_encoder", "encoder", "params")):
         return path
     step = latest_step(path)
     if step is None:
         raise UserError(
-            f"--checkpoint {path}: no checkpoint there; give a workdir of jepa_jax.train, or one "
-            "of its folders checkpoints/<step>"
+            f"--checkpoint {path}: no checkpoint there; give a workdir of jepa_jax.train, one of "
+            "its folders checkpoints/<step>, or what jepa_jax.convert wrote"
         )
     return path / "checkpoints" / str(step)
 
@@ -132,8 +163,13 @@ def check_resumable(folder: pathlib.Path, config: Config) -> dict[str, tuple[Any
       The differences that do not matter so much: dotted name -> (saved, now).
 
     Raises:
-      UserError: a field that makes it another run has changed.
+      UserError: a field that makes it another run has changed, or there is no optimizer state.
     """
+    if not (folder / "optimizer_state").is_dir():
+        raise UserError(
+            f"checkpoint {folder} holds no optimizer state: its encoder can be used, but its "
+            "training can't be continued; choose another --workdir"
+        )
     changed = differences(to_dict(read_config(folder)), to_dict(config))
     for name, (saved, now) in changed.items():
         if name.startswith(_FIXED) and name not in _FREE:
@@ -144,7 +180,36 @@ def check_resumable(folder: pathlib.Path, config: Config) -> dict[str, tuple[Any
     return changed
 
 
-def _split(state: TrainState) -> dict[str, Any]:
+def write(
+    folder: pathlib.Path,
+    items: Iterable[tuple[str, Any]],
+    *,
+    config: Config,
+    source: dict[str, Any],
+) -> None:
+    """Writes a checkpoint of other origin, an item at a time.
+
+    Args:
+      folder: to be made.
+      items: (name, tree of NumPy arrays); one tree is dropped before the next is asked for.
+      source: where it came from, for JSON.
+    """
+    for name, tree in items:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder / name, args=ocp.args.StandardSave(tree))
+        del tree
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        for name, value in (("source", source), ("config", to_dict(config))):
+            checkpointer.save(folder / name, args=ocp.args.JsonSave(value))
+
+
+def read_source(folder: pathlib.Path) -> dict[str, Any]:
+    """What `write` noted of a checkpoint's origin; empty for a run's own."""
+    path = folder / "source" / "metadata"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def split(state: TrainState) -> dict[str, Any]:
     """The state as the items of a checkpoint."""
     return {
         "params": state.params,
@@ -156,8 +221,12 @@ def _split(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _read(folder: pathlib.Path, like: Any) -> Any:
-    """One item of a checkpoint, with the shapes, types and shardings of `like`."""
+def read_item(folder: pathlib.Path, like: Any) -> Any:
+    """One item of a checkpoint, with the shapes, types and shardings of `like`.
+
+    Raises:
+      UserError: it is incomplete, damaged, or of another architecture.
+    """
     checkpointer, reason = ocp.StandardCheckpointer(), None
     # Orbax reports a failure at length, in its log and from its abandoned coroutines; ours is one
     # line.

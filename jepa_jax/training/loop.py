@@ -77,14 +77,15 @@ def train(
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir {workdir}: can't write there: {error.strerror}") from None
-    start_step = checkpoint.latest_step(workdir) or 0
-    if start_step:
+    start_step = checkpoint.latest_step(workdir)
+    if start_step is not None:
         folder = checkpoint.find(workdir)
         for name, (saved, now) in checkpoint.check_resumable(folder, config).items():
             log.warning("config.%s was %s and is %s from here on", name, saved, now)
         state = checkpoint.restore(folder, abstract_state(objective, optimizer, mesh=mesh))
         log.info("resumed from %s", folder)
     else:
+        start_step = 0
         state = create_state(objective, optimizer, seed=config.seed, mesh=mesh)
     if start_step >= end_step:
         log.info("nothing to do: %d of %d steps are taken", start_step, end_step)

@@ -29,10 +29,10 @@ def make_optimizer(
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: kernels and the mask vector, as published.
+    """True where weight decay applies: kernels and the mask vector, as published; no positions.
 
     By name, not by number of dimensions: the blocks' parameters are stacked, so a bias has two.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key not in ("bias", "scale"), params
+        lambda path, _: path[-1].key not in ("bias", "scale", "pos_embed"), params
     )

@@ -1,0 +1,204 @@
+"""Checkpoints of other libraries to ours and back: python -m jepa_jax.convert VERB SRC DST
+
+    official-to-orbax  FILE.pth.tar -> a workdir, whose training can be continued
+    orbax-to-official  a workdir or checkpoint -> FILE.pth.tar, which the published code loads
+    hf-to-orbax        a folder with model.safetensors (Hugging Face's IJepaModel, or timm's names),
+                       or such a file -> a workdir with one encoder
+    orbax-to-hf        a workdir or checkpoint -> a folder for IJepaModel.from_pretrained
+
+Numbers are copied, bit for bit. The architecture is read from the tensors' shapes; what they do not
+tell (data, schedules, masks) comes from --config. DST must not exist, and appears when it is whole.
+"""
+
+import argparse
+import contextlib
+import functools
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import tqdm
+
+from jepa_jax.command_line import load_config, make_parser, run_command
+from jepa_jax.config import NETWORKS
+from jepa_jax.errors import UserError
+from jepa_jax.interop.huggingface import (
+    HuggingFace,
+    huggingface_items,
+    open_huggingface,
+    write_huggingface,
+)
+from jepa_jax.interop.official import Official, official_items, open_official
+from jepa_jax.interop.official_writer import write_official
+from jepa_jax.models.transformer import LAYER_NORM_EPS
+from jepa_jax.training import checkpoint
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+VERBS = ("official-to-orbax", "orbax-to-official", "hf-to-orbax", "orbax-to-hf")
+log = logging.getLogger(__name__)
+
+
+def official_to_orbax(
+    source: pathlib.Path, destination: pathlib.Path, **options: Any
+) -> dict[str, Any]:
+    """Converts a published checkpoint; see `open_official` for options and errors."""
+    official = open_official(source, **options)
+    items = functools.partial(official_items, official)
+    return _to_orbax(destination, official, items) | {"networks": list(official.networks)}
+
+
+def hf_to_orbax(source: pathlib.Path, destination: pathlib.Path, **options: Any) -> dict[str, Any]:
+    """Converts one encoder; see `open_huggingface` for options and errors."""
+    found = open_huggingface(source, **options)
+    items = functools.partial(huggingface_items, found)
+    return _to_orbax(destination, found, items) | {"networks": [found.network]}
+
+
+def orbax_to_official(
+    source: pathlib.Path, destination: pathlib.Path, *, epoch: int | None
+) -> dict[str, Any]:
+    """Converts all networks, and the optimizer; see `write_official` for errors."""
+    folder = checkpoint.find(source)
+    with new_output(destination) as path, _progress_bar() as progress:
+        networks = write_official(folder, path, epoch=epoch, progress=progress)
+    return {"networks": networks}
+
+
+def orbax_to_hf(source: pathlib.Path, destination: pathlib.Path, *, network: str) -> dict[str, Any]:
+    """Converts one encoder; see `write_huggingface` for errors."""
+    folder = checkpoint.find(source)
+    with new_output(destination) as path, _progress_bar() as progress:
+        write_huggingface(folder, path, network=network, progress=progress)
+    return {"networks": [network]}
+
+
+@contextlib.contextmanager
+def new_output(destination: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to write a file or folder to, which becomes `destination` at the end, or is removed.
+
+    Raises:
+      UserError: the destination exists, or can't be written.
+    """
+    if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
+        raise UserError(f"{destination}: is there already; remove it, or choose another name")
+    temporary = destination.parent / f".{destination.name}.incomplete-{os.getpid()}"
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if destination.is_dir():
+            destination.rmdir()
+        temporary.rename(destination)
+    except OSError as error:
+        raise UserError(f"{destination}: can't be written: {error}") from None
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _to_orbax(
+    destination: pathlib.Path,
+    opened: Official | HuggingFace,
+    items: Callable[[Callable[[int], None]], Iterator[tuple[str, Any]]],
+) -> dict[str, Any]:
+    """Writes a workdir with one checkpoint; returns what is to be said of it."""
+    config, step = opened.config, getattr(opened, "step", None)
+    for network, lines in opened.source.get("partial", {}).items():
+        for line in lines:
+            log.warning("%s: %s; left out, or at its random initialisation", network, line)
+    if opened.source.get("layer_norm_eps", LAYER_NORM_EPS) != LAYER_NORM_EPS:
+        eps = opened.source["layer_norm_eps"]
+        log.warning("layer_norm_eps = %g there; %g is used here", eps, LAYER_NORM_EPS)
+    with new_output(destination) as workdir, _progress_bar() as progress:
+        folder = workdir / "checkpoints" / str(step or 0)
+        checkpoint.write(folder.absolute(), items(progress), config=config, source=opened.source)
+    model = config.model
+    return {
+        "step": step,
+        "image_size": config.data.image_size,
+        "patch_size": model.patch_size,
+        "embed_dim": model.embed_dim,
+        "depth": model.depth,
+        "num_heads": model.num_heads,
+    }
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Callable[[int], None]]:
+    with tqdm.tqdm(unit="B", unit_scale=True, desc="converted", leave=False) as bar:
+        yield lambda num_bytes: bar.update(num_bytes)
+
+
+def main() -> None:
+    parser = make_parser("jepa_jax.convert", __doc__)
+    parser.add_argument("verb", choices=VERBS, metavar="VERB", help="one of the four above")
+    parser.add_argument("source", type=pathlib.Path, metavar="SRC")
+    parser.add_argument("destination", type=pathlib.Path, metavar="DST")
+    parser.add_argument(
+        "--config",
+        help="to Orbax: the config file for all but the architecture "
+        "(default: configs/in1k_vith14_ep300.py)",
+    )
+    parser.add_argument(
+        "--num-heads",
+        type=int,
+        metavar="N",
+        help="to Orbax: attention heads, where the width is that of no published model",
+    )
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="to Orbax: convert what fits, though tensors are missing, unexpected or misshapen",
+    )
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        help="orbax-to-hf: the encoder to convert (default: target_encoder, which the paper "
+        "evaluates). hf-to-orbax, or a bare state dict: the encoder that it is (default: what the "
+        "folder says, or else encoder: the public conversions hold the context encoder)",
+    )
+    parser.add_argument(
+        "--epoch",
+        type=int,
+        metavar="N",
+        help="orbax-to-official: epochs completed, from which the published code goes on (default: "
+        "as the checkpoint came, or else 0)",
+    )
+
+    def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+        jax.config.update("jax_platforms", "cpu")
+        source, destination = arguments.source, arguments.destination
+        if arguments.num_heads is not None and arguments.num_heads < 1:
+            raise UserError(f"--num-heads {arguments.num_heads}: must be at least 1")
+        if arguments.verb.endswith("-to-orbax"):
+            config = arguments.config or str(CONFIGS / "in1k_vith14_ep300.py")
+            options = {
+                "base": load_config(config, overrides),
+                "base_is_given": arguments.config is not None,
+                "num_heads": arguments.num_heads,
+                "allow_partial": arguments.allow_partial,
+                "network": arguments.network,
+            }
+            convert = official_to_orbax if arguments.verb == "official-to-orbax" else hf_to_orbax
+            result = convert(source, destination, **options)
+        elif arguments.verb == "orbax-to-official":
+            result = orbax_to_official(source, destination, epoch=arguments.epoch)
+        else:
+            network = arguments.network or NETWORKS[0]
+            result = orbax_to_hf(source, destination, network=network)
+        return {
+            "verb": arguments.verb,
+            "source": str(source),
+            "destination": str(destination),
+        } | result
+
+    run_command(command, parser)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Checkpoints of other libraries: the published PyTorch code, Hugging Face, timm."""

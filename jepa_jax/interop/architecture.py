@@ -1,0 +1,115 @@
+"""The configuration of a model that comes as bare tensors."""
+
+import copy
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jepa_jax.config import Config, resolve
+from jepa_jax.errors import UserError
+from jepa_jax.interop.names import PREDICTOR, Style
+from jepa_jax.models.sizes import heads_of_width
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def infer_config(
+    base: dict[str, Any],
+    encoder: Shapes,
+    style: Style,
+    *,
+    predictor: Shapes | None = None,
+    num_heads: int | None = None,
+    base_is_given: bool = False,
+    learned_positions: bool = False,
+) -> Config:
+    """A configuration with the architecture of the tensors, and all else from `base`.
+
+    Args:
+      base: fields of a config, as of `load_config`.
+      encoder, predictor: names and shapes of the tensors; without a predictor base's stays.
+      num_heads: of both networks, which no shape tells. If None: base's, where the user chose that
+        file and its width is the same, or else those of the published model of this width.
+      base_is_given: the user chose the file.
+
+    Raises:
+      UserError: these are no tensors of a vision transformer, or the heads are unknown.
+    """
+    config = copy.deepcopy(base)
+    dim, channels, p, columns = _shape(encoder, f"{style.patch_embed}.weight", 4)
+    if (channels, columns) != (3, p):
+        raise UserError(
+            f"{style.patch_embed}.weight has shape {(dim, channels, p, columns)}: must have 3 "
+            "channels and square patches"
+        )
+    num_patches = _shape(encoder, style.pos_embed, 3)[1]
+    _set_resolution(config, p, num_patches, style, keep=base_is_given)
+    same_width = base_is_given and config["model"]["embed_dim"] == dim
+    heads = num_heads or (config["model"]["num_heads"] if same_width else _known_heads(dim))
+    config["model"] |= {
+        "patch_size": p,
+        "embed_dim": dim,
+        "depth": _depth(encoder, style),
+        "num_heads": heads,
+        "mlp_ratio": _mlp_ratio(_shape(encoder, f"{style.block.format(0)}{style.fc1}.weight", 2)),
+        "positions": "learned" if learned_positions else "sincos",
+    }
+    if predictor is not None:
+        width = _shape(predictor, "predictor_embed.weight", 2)[0]
+        same_width = base_is_given and config["predictor"]["embed_dim"] == width
+        if num_heads or not same_width:
+            config["predictor"]["num_heads"] = heads  # as in every published model
+        config["predictor"] |= {"embed_dim": width, "depth": _depth(predictor, PREDICTOR)}
+    return resolve(config)
+
+
+def _shape(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:
+    shape = shapes.get(name)
+    if shape is None:
+        raise UserError(f"no tensor {name}: this is no vision transformer that can be converted")
+    if len(shape) != ndim or 0 in shape:
+        raise UserError(f"{name} has shape {tuple(shape)}: must have {ndim} dimensions, none empty")
+    return tuple(shape)
+
+
+def _set_resolution(
+    config: dict[str, Any], patch_size: int, num_patches: int, style: Style, *, keep: bool
+) -> None:
+    """The image size that gives so many patches, and the same share of them for the context."""
+    height, width = config["data"]["image_size"]
+    old_patch_size = config["model"]["patch_size"]
+    old_patches = (height // old_patch_size) * (width // old_patch_size)
+    if keep and (height // patch_size) * (width // patch_size) == num_patches:
+        return
+    side = math.isqrt(num_patches)
+    if side * side != num_patches:
+        raise UserError(
+            f"{style.pos_embed} has {num_patches} positions, which fill no square: give --config, "
+            "with the data.image_size that the model was trained at"
+        )
+    config["data"]["image_size"] = (side * patch_size, side * patch_size)
+    tokens = config["masks"]["context_tokens"]
+    config["masks"]["context_tokens"] = max(round(tokens * num_patches / max(old_patches, 1)), 1)
+
+
+def _depth(shapes: Shapes, style: Style) -> int:
+    pattern = re.compile(re.escape(style.block).replace(r"\{\}", r"(\d{1,4})"))
+    return len({match[1] for match in map(pattern.match, shapes) if match})
+
+
+def _mlp_ratio(fc1: tuple[int, ...]) -> float:
+    """hidden / width, so that `int(width * ratio)` is hidden again."""
+    hidden, width = fc1
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _known_heads(width: int) -> int:
+    heads = heads_of_width(width)
+    if heads is None:
+        raise UserError(
+            f"--num-heads: is needed, since no published model is {width} wide and no shape tells "
+            "the number of attention heads"
+        )
+    return heads

@@ -1,0 +1,303 @@
+"""Hugging Face's `IJepaModel`, and timm's vision transformers: safetensors, without PyTorch."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jepa_jax.config import NETWORKS, Config
+from jepa_jax.errors import UserError
+from jepa_jax.interop.architecture import infer_config
+from jepa_jax.interop.names import (
+    HUGGINGFACE,
+    HUGGINGFACE_5,
+    PUBLISHED,
+    Style,
+    Tensor,
+    encoder_tensors,
+)
+from jepa_jax.interop.tensors import TensorSource, check_names, read_network
+from jepa_jax.models.positions import sincos_positions
+from jepa_jax.models.transformer import LAYER_NORM_EPS
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.training import checkpoint
+
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+# Of one file. More than that, and the shards' sizes would be felt in memory.
+_SHARD_BYTES = 500 << 20
+_STYLES = (PUBLISHED, HUGGINGFACE, HUGGINGFACE_5)
+Progress = Callable[[int], None]
+_PREFIXES = ("module.", "ijepa.")  # several GPUs; an IJepaForImageClassification
+
+
+class HuggingFace(NamedTuple):
+    """What a folder or a file holds, but for the numbers.
+
+    Attributes:
+      config: inferred.
+      style: the names that it uses.
+      tensors: by those names, less what may stand before all of them.
+      network: which encoder it is.
+      source: what to note of its origin.
+    """
+
+    config: Config
+    style: Style
+    tensors: TensorSource
+    network: str
+    source: dict[str, Any]
+
+
+def open_huggingface(
+    path: pathlib.Path,
+    base: dict[str, Any],
+    *,
+    num_heads: int | None,
+    base_is_given: bool,
+    allow_partial: bool,
+    network: str | None,
+) -> HuggingFace:
+    """Checks a folder, or one .safetensors file, but for the numbers.
+
+    Args:
+      base, num_heads, base_is_given: as of `infer_config`.
+      allow_partial: leave what is missing or misshapen at its random initialisation.
+      network: which encoder it is; None: what the folder says, or else "encoder", since the public
+        conversions, here and of timm, hold the context encoder.
+
+    Raises:
+      UserError: there is no vision transformer without class token, or not a whole one.
+    """
+    settings = _read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+    given, where = _index_tensors(path)
+    style = next(
+        (
+            s
+            for s in _STYLES
+            if f"{s.patch_embed}.weight" in given.shapes
+            and any(n.startswith(s.block.split("{}")[0]) for n in given.shapes)
+        ),
+        None,
+    )
+    if style is None:
+        raise UserError(f"{path}: has no vision transformer's names, but {', '.join(where)[:200]}")
+    for name in given.shapes:
+        if name.endswith("cls_token"):
+            raise UserError(f"{path}: {name}: has a class token, which these encoders have not")
+    if style is not PUBLISHED:
+        num_heads = num_heads or _heads(path, settings)
+    config = infer_config(
+        base, given.shapes, style, num_heads=num_heads, base_is_given=base_is_given
+    )
+    learned = dataclasses.replace(config.model, positions="learned")
+    learned = dataclasses.replace(config, model=learned)
+    lines = check_names(given, encoder_tensors(learned, style), allow_partial=allow_partial)
+    table = sincos_positions(config.grid, config.model.embed_dim)
+    if not np.array_equal(given.read(style.pos_embed)[0], table):
+        config = learned
+    said = settings.get("jepa_jax")
+    said = said.get("network") if isinstance(said, dict) else None
+    network = network or (said if said in NETWORKS else "encoder")
+    eps = settings.get("layer_norm_eps", LAYER_NORM_EPS)
+    source = {"format": "timm" if style is PUBLISHED else "huggingface", "file": path.name}
+    source |= {"layer_norm_eps": eps, "network": network}
+    source |= {"partial": {network: lines}} if lines else {}
+    return HuggingFace(config, style, given, network, source)
+
+
+def huggingface_items(found: HuggingFace, progress: Progress) -> Iterator[tuple[str, Any]]:
+    """The one item of our checkpoint that holds parameters; see `checkpoint.write`.
+
+    Raises:
+      UserError: a number is not finite.
+    """
+    objective, key = make_objective(found.config), jax.random.key(found.config.seed)
+    initial = jax.eval_shape(objective.init, key)
+    if "partial" in found.source:
+        initial = jax.device_get(jax.jit(objective.init)(key))
+    arrays = flax.traverse_util.flatten_dict(initial["encoder"])
+    tensors = encoder_tensors(found.config, found.style)
+    yield found.network, read_network(found.tensors, tensors, arrays, progress)
+
+
+def write_huggingface(
+    folder: pathlib.Path, path: pathlib.Path, *, network: str, progress: Progress
+) -> None:
+    """Writes one encoder as `IJepaModel.from_pretrained` reads it.
+
+    Args:
+      folder: of one checkpoint.
+      path: the folder to make.
+      network: "target_encoder" or "encoder".
+      progress: is told of bytes as they are converted.
+
+    Raises:
+      UserError: the checkpoint can't be read, or does not hold that network.
+    """
+    config = checkpoint.read_config(folder)
+    params = checkpoint.restore_network(folder, network, make_objective(config))
+    arrays = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params))
+    learned = dataclasses.replace(config.model, positions="learned")  # a tensor in either case
+    tensors = encoder_tensors(dataclasses.replace(config, model=learned), HUGGINGFACE)
+    table = sincos_positions(config.grid, config.model.embed_dim)
+    arrays.setdefault(("pos_embed",), table)
+    path.mkdir()
+    shards = _shards(tensors)
+    index, total = {}, 0
+    for number, shard in enumerate(shards, start=1):
+        name = WEIGHTS
+        if len(shards) > 1:
+            name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        fetched = {tensor.name: tensor.fetch(arrays) for tensor in shard}
+        metadata = {"format": "pt", "network": network}
+        safetensors.numpy.save_file(fetched, path / name, metadata=metadata)
+        size = sum(array.nbytes for array in fetched.values())
+        index, total = index | dict.fromkeys(fetched, name), total + size
+        progress(size)
+    if len(shards) > 1:
+        weight_map = {"metadata": {"total_size": total}, "weight_map": index}
+        (path / INDEX).write_text(json.dumps(weight_map, indent=2))
+    for name, content in _settings(config, network).items():
+        (path / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _settings(config: Config, network: str) -> dict[str, dict[str, Any]]:
+    """The files beside the weights: of the model, and of its preprocessing."""
+    model, (height, width) = config.model, config.data.image_size
+    return {
+        CONFIG: {
+            "architectures": ["IJepaModel"],
+            "model_type": "ijepa",
+            "hidden_size": model.embed_dim,
+            "num_hidden_layers": model.depth,
+            "num_attention_heads": model.num_heads,
+            "intermediate_size": int(model.embed_dim * model.mlp_ratio),
+            "hidden_act": "gelu",
+            "layer_norm_eps": LAYER_NORM_EPS,
+            "image_size": height if height == width else [height, width],
+            "patch_size": model.patch_size,
+            "num_channels": 3,
+            "qkv_bias": True,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "initializer_range": config.init.std,
+            "pooler_output_size": model.embed_dim,
+            "dtype": "float32",
+            "jepa_jax": {"network": network},
+        },
+        "preprocessor_config.json": {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": height, "width": width},
+            "resample": 2,  # bilinear
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(config.data.mean),
+            "image_std": list(config.data.std),
+        },
+    }
+
+
+def _shards(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Cut so that no file is larger than it should be, unless by one tensor."""
+    shards, size = [[]], 0
+    for tensor in tensors:
+        num_bytes = 4 * math.prod(tensor.shape)
+        if shards[-1] and size + num_bytes > _SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += num_bytes
+    return shards
+
+
+def _index_tensors(path: pathlib.Path) -> tuple[TensorSource, list[str]]:
+    """The tensors of all files, without prefixes; and some of the names as they are stored."""
+    shapes, dtypes, places = {}, {}, {}
+    for file in _weight_files(path):
+        with _open(file) as opened:
+            for stored in opened.keys():
+                name = stored
+                for prefix in _PREFIXES:
+                    name = name.removeprefix(prefix)
+                if name in places:
+                    raise UserError(f"{path}: {name} is there twice")
+                view = opened.get_slice(stored)
+                dtype = view.get_dtype()
+                shapes[name] = tuple(view.get_shape())
+                dtypes[name] = "float32" if dtype == "F32" else dtype
+                places[name] = (file, stored)
+
+    def read(name: str) -> np.ndarray:
+        # Opened anew each time: what was read would stay mapped, and count as memory.
+        file, stored = places[name]
+        with _open(file) as opened:
+            return opened.get_tensor(stored)
+
+    return TensorSource(str(path), shapes, dtypes, read), list(places)
+
+
+def _weight_files(path: pathlib.Path) -> list[pathlib.Path]:
+    if path.is_file() and path.suffix == ".safetensors":
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: must be a folder, or a file that ends in .safetensors")
+    if (path / INDEX).is_file():
+        weight_map = _read_json(path / INDEX).get("weight_map")
+        names = weight_map.values() if isinstance(weight_map, dict) else [None]
+        for name in names:
+            if not isinstance(name, str) or pathlib.PurePath(name).name != name or "\\" in name:
+                raise UserError(f"{path / INDEX}: weight_map names {name!r}, which is no file here")
+        files = [path / name for name in sorted(set(names))]
+    else:
+        files = [path / WEIGHTS]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{path}: no {file.name} there")
+    return files
+
+
+def _open(file: pathlib.Path) -> Any:
+    try:
+        return safetensors.safe_open(file, framework="np")
+    except Exception as error:  # SafetensorError, OSError, and what its header may raise
+        raise UserError(f"{file}: not a whole safetensors file: {error}") from None
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: can't be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: must hold an object")
+    return content
+
+
+def _heads(path: pathlib.Path, settings: dict[str, Any]) -> int | None:
+    """The number of heads in a config.json, whose other fields must be those of our models."""
+    allowed = {
+        "model_type": "ijepa",
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "num_channels": 3,
+    }
+    for name, value in allowed.items():
+        if settings.get(name, value) != value:
+            raise UserError(f"{path / CONFIG}: {name} = {settings[name]!r}: must be {value!r}")
+    eps = settings.get("layer_norm_eps", LAYER_NORM_EPS)
+    if not isinstance(eps, float) or not 0 <= eps <= LAYER_NORM_EPS:
+        raise UserError(f"{path / CONFIG}: layer_norm_eps = {eps}: must be {LAYER_NORM_EPS}")
+    heads = settings.get("num_attention_heads")
+    if heads is not None and (not isinstance(heads, int) or heads < 1):
+        raise UserError(f"{path / CONFIG}: num_attention_heads = {heads!r}: must be 1 or more")
+    return heads

@@ -1,0 +1,310 @@
+"""The published code's checkpoints: three networks and the state of their AdamW."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import numpy as np
+import optax
+
+from jepa_jax.config import NETWORKS, Config
+from jepa_jax.errors import UserError
+from jepa_jax.interop.architecture import infer_config
+from jepa_jax.interop.names import (
+    PREDICTOR,
+    PUBLISHED,
+    Tensor,
+    encoder_tensors,
+    predictor_tensors,
+)
+from jepa_jax.interop.tensors import TensorSource, check_names, read_network
+from jepa_jax.interop.torch_file import check_archive, import_torch, load
+from jepa_jax.models.positions import sincos_positions
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.training.ema import replace_target
+from jepa_jax.training.optimizer import make_optimizer
+from jepa_jax.training.schedules import make_schedules
+
+# The published moving average also averages the fixed positions, and the rounding of that adds up.
+_POSITION_TOLERANCE = 1e-3
+_NOTED = ("epoch", "loss", "batch_size", "world_size", "lr", "scaler")
+Progress = Callable[[int], None]
+
+
+class Official(NamedTuple):
+    """What a file holds, but for the numbers.
+
+    Attributes:
+      path: the file.
+      config: inferred.
+      networks: those of encoder, target_encoder and predictor that are there.
+      step: optimizer steps taken; None without an optimizer.
+      num_bytes: of all tensors that will be read.
+      source: what to note of its origin.
+    """
+
+    path: pathlib.Path
+    config: Config
+    networks: tuple[str, ...]
+    step: int | None
+    num_bytes: int
+    source: dict[str, Any]
+
+
+def open_official(
+    path: pathlib.Path,
+    base: dict[str, Any],
+    *,
+    num_heads: int | None,
+    base_is_given: bool,
+    allow_partial: bool,
+    network: str | None,
+) -> Official:
+    """Checks a whole file.
+
+    Args:
+      base, num_heads, base_is_given: as of `infer_config`.
+      allow_partial: leave what is missing or misshapen at its random initialisation.
+      network: which encoder it is, where the file is a bare state dict of one; None: the context
+        encoder, as in timm.
+
+    Raises:
+      UserError: it is no such file, or not a whole one.
+    """
+    check_archive(path)
+    content = _load(path, network or "encoder")
+    states = {n: content[n] for n in ("encoder", "target_encoder", "predictor") if n in content}
+    encoders = [name for name in states if name != "predictor"]
+    if not encoders:
+        raise UserError(f"{path}: holds no encoder; its keys are {', '.join(map(str, content))}")
+    prefix = "module." if all(n.startswith("module.") for n in states[encoders[0]]) else ""
+    sources = {name: _source(path, name, state) for name, state in states.items()}
+    config = infer_config(
+        base,
+        sources[encoders[0]].shapes,
+        PUBLISHED,
+        predictor=sources["predictor"].shapes if "predictor" in sources else None,
+        num_heads=num_heads,
+        base_is_given=base_is_given,
+    )
+    noted = {name: content[name] for name in _NOTED if _is_plain(content.get(name))}
+    if not base_is_given and isinstance(noted.get("batch_size"), int):
+        size = noted["batch_size"] * int(noted.get("world_size") or 1)
+        config = dataclasses.replace(config, batch_size=max(size, 1))
+    source = {"format": "official", "file": path.name, "prefix": prefix, **noted}
+    num_bytes, partial, drifted = 0, {}, []
+    for name, given in sources.items():
+        tensors, positions = tensors_of(config, name)
+        lines = check_names(given, [*tensors, positions], allow_partial=allow_partial)
+        if lines:
+            partial[name] = lines
+        if given.shapes.get(positions.name) == positions.shape:
+            drifted += [name] if _drift(given, positions, config) else []
+        num_bytes += sum(4 * int(np.prod(tensor.shape)) for tensor in tensors)
+    step = None
+    if content.get("opt") and len(sources) == 3:
+        step, groups = _check_optimizer(path, content["opt"], config)
+        source["param_groups"] = groups
+        b1, b2 = groups[0]["betas"]
+        adam = {"b1": float(b1), "b2": float(b2), "eps": float(groups[0]["eps"])}
+        optimizer = dataclasses.replace(config.optimizer, **adam)
+        config = dataclasses.replace(config, optimizer=optimizer)
+    return Official(
+        path,
+        config,
+        tuple(sources),
+        step,
+        num_bytes,
+        source | ({"partial": partial} if partial else {}) | {"positions": drifted},
+    )
+
+
+def official_items(official: Official, progress: Progress) -> Iterator[tuple[str, Any]]:
+    """The items of our checkpoint, one in memory at a time; see `checkpoint.write`.
+
+    Raises:
+      UserError: a number is not finite.
+    """
+    config, networks = official.config, official.networks
+    objective = make_objective(config)
+    params = jax.eval_shape(objective.init, jax.random.key(config.seed))
+    initial = params
+    if "partial" in official.source:
+        initial = jax.device_get(jax.jit(objective.init)(jax.random.key(config.seed)))
+
+    def read(network: str, *, moment: str | None = None) -> dict[str, Any]:
+        content = _load(official.path, network)
+        tensors, _ = tensors_of(config, network)
+        given = _source(official.path, network, content[network])
+        part = "predictor" if network == "predictor" else "encoder"
+        start = params if moment else initial
+        if moment:
+            given = _moments(official.path, content["opt"], config, network, moment)
+        arrays = flax.traverse_util.flatten_dict(start[part])
+        return read_network(given, tensors, arrays, progress)
+
+    if "predictor" in networks and "encoder" in networks:
+        yield "params", {name: read(name) for name in ("encoder", "predictor")}
+    elif "encoder" in networks:
+        yield "encoder", read("encoder")
+    if "target_encoder" in networks:
+        yield "target_encoder", read("target_encoder")
+    if official.source["positions"]:
+        content, tables = _load(official.path, official.networks[0]), {}
+        for name in official.source["positions"]:
+            given = _source(official.path, name, content[name])
+            tables[name] = np.array(given.read(tensors_of(config, name)[1].name)[0])
+        yield "positions", tables
+    if official.step is not None:
+        step = np.int32(official.step)
+        schedules = make_schedules(config, steps_per_epoch=1)  # only their names matter here
+        optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
+        state = replace_target(jax.eval_shape(optimizer.init, params), ())
+        for field, moment in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
+            moments = {name: read(name, moment=moment) for name in ("encoder", "predictor")}
+            state = optax.tree.set(state, **{field: moments})
+        state = jax.tree.map(  # what is left are counters
+            lambda leaf: step if isinstance(leaf, jax.ShapeDtypeStruct) else leaf, state
+        )
+        yield "optimizer_state", {"step": step, "state": state}
+
+
+def tensors_of(config: Config, network: str) -> tuple[list[Tensor], Tensor]:
+    """The tensors of a published network, and its fixed positions."""
+    if network == "predictor":
+        tensors, dim, name = predictor_tensors(config), config.predictor.embed_dim, PREDICTOR
+    else:
+        tensors, dim, name = encoder_tensors(config, PUBLISHED), config.model.embed_dim, PUBLISHED
+    shape = (1, config.grid[0] * config.grid[1], dim)
+    return tensors, Tensor(name.pos_embed, shape, (0, 1, 2), (), (...,))
+
+
+def in_order(config: Config, network: str) -> list[Tensor]:
+    """All tensors of a published network, in the order in which PyTorch lists its parameters."""
+    tensors, positions = tensors_of(config, network)
+    own = [tensor for tensor in tensors if tensor.name == "mask_token"]
+    return [*own, positions, *(tensor for tensor in tensors if tensor not in own)]
+
+
+def parameter_groups(config: Config) -> list[list[tuple[str, Tensor]]]:
+    """The published AdamW's parameters (network, tensor) by group, in its order.
+
+    Encoder and predictor, first what decays, then biases and LayerNorm. The positions count among
+    what decays, though nothing trains them.
+    """
+    decayed, others = [], []
+    for network in ("encoder", "predictor"):
+        tensors = in_order(config, network)
+        matrices = [t for t in tensors if "bias" not in t.name and len(t.shape) > 1]
+        decayed.append([(network, t) for t in matrices])
+        others.append([(network, t) for t in tensors if t not in matrices])
+    return decayed + others
+
+
+def _load(path: pathlib.Path, network: str) -> dict[str, Any]:
+    """The file's content. A bare state dict, which has no key for a network, becomes `network`."""
+    torch, content = import_torch(), load(path)
+    if any(str(name).removeprefix("module.").startswith("patch_embed.") for name in content):
+        content = {network: content}
+    for name in (*NETWORKS, "predictor"):
+        if name not in content:
+            continue
+        state = content[name]
+        if not isinstance(state, dict) or not state:
+            raise UserError(f"{path}: {name} is a {type(state).__name__}, not a state dict")
+        for key, value in state.items():
+            if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+                raise UserError(f"{path}: {name}: {key!r} is no named tensor")
+    return content
+
+
+def _source(path: pathlib.Path, network: str, state: dict[str, Any]) -> TensorSource:
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return TensorSource(
+        where=f"{path}: {network}",
+        shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
+        dtypes={name: _dtype(tensor) for name, tensor in state.items()},
+        read=lambda name: state[name].numpy(),
+    )
+
+
+def _dtype(tensor: Any) -> str:
+    plain = str(tensor.layout) == "torch.strided" and tensor.device.type == "cpu"
+    return str(tensor.dtype).removeprefix("torch.") if plain else f"{tensor.layout} tensor"
+
+
+def _drift(given: TensorSource, positions: Tensor, config: Config) -> bool:
+    """Whether a file's positions differ from ours, though but by rounding."""
+    expected = sincos_positions(config.grid, positions.shape[2])
+    table = given.read(positions.name)[0]
+    difference = np.abs(table - expected).max()
+    if not difference <= _POSITION_TOLERANCE:
+        raise UserError(
+            f"{given.where}: {positions.name} differs from the sine-cosine table of a "
+            f"{config.grid[0]} x {config.grid[1]} grid by up to {difference:.2g}; the published "
+            "networks have no others"
+        )
+    return not np.array_equal(table, expected)
+
+
+def _check_optimizer(
+    path: pathlib.Path, opt: Any, config: Config
+) -> tuple[int, list[dict[str, Any]]]:
+    """Optimizer steps taken, and the options of each parameter group."""
+    where = f"{path}: opt"
+    groups = opt.get("param_groups") if isinstance(opt, dict) else None
+    state = opt.get("state") if isinstance(opt, dict) else None
+    if not isinstance(state, dict) or not isinstance(groups, list):
+        raise UserError(f"{where}: not the state of a torch.optim.AdamW")
+    expected = [len(group) for group in parameter_groups(config)]
+    given = [len(group.get("params", ())) if isinstance(group, dict) else 0 for group in groups]
+    if given != expected:
+        raise UserError(f"{where}: has parameter groups of {given}, and not of {expected}")
+    steps = set()
+    for group, tensors in zip(groups, parameter_groups(config), strict=True):
+        if not _is_plain(group) or len(group.get("betas", ())) != 2 or "eps" not in group:
+            raise UserError(f"{where}: not the state of a torch.optim.AdamW")
+        for number, (network, tensor) in zip(group["params"], tensors, strict=True):
+            if not tensor.path or not state:  # fixed positions; or no step was taken
+                continue
+            entry = state.get(number)
+            shapes = [
+                tuple(getattr(entry[name], "shape", ()))
+                for name in ("exp_avg", "exp_avg_sq")
+                if isinstance(entry, dict) and name in entry
+            ]
+            if shapes != [tensor.shape, tensor.shape]:
+                raise UserError(f"{where}: no moments of {network}'s {tensor.name} {tensor.shape}")
+            for name in ("exp_avg", "exp_avg_sq"):
+                if _dtype(entry[name]) != "float32":
+                    raise UserError(f"{where}: {name} of {tensor.name} must be float32")
+            steps.add(float(entry.get("step", -1)))
+    if len(steps) > 1 or any(step != int(step) or step < 0 for step in steps):
+        raise UserError(f"{where}: parameters have taken different numbers of steps, {steps}")
+    options = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+    return int(max(steps, default=0)), options
+
+
+def _moments(
+    path: pathlib.Path, opt: dict[str, Any], config: Config, network: str, moment: str
+) -> TensorSource:
+    """One of AdamW's moments of a network's parameters, under the names of the parameters."""
+    entries = {}
+    for group, tensors in zip(opt["param_groups"], parameter_groups(config), strict=True):
+        for number, (owner, tensor) in zip(group["params"], tensors, strict=True):
+            if owner == network and tensor.path and opt["state"]:
+                entries[tensor.name] = opt["state"][number][moment]
+    return _source(path, f"opt: {moment} of {network}", entries)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold it."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return value is not None

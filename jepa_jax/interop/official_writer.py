@@ -1,0 +1,148 @@
+"""Writing a checkpoint of ours as the published code would."""
+
+import itertools
+import pathlib
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+
+from jepa_jax.config import Config
+from jepa_jax.errors import UserError
+from jepa_jax.interop.official import Progress, in_order, parameter_groups, tensors_of
+from jepa_jax.interop.tensors import fetch_all
+from jepa_jax.interop.torch_file import import_torch
+from jepa_jax.models.positions import sincos_positions
+from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.training import checkpoint
+from jepa_jax.training.ema import replace_target
+from jepa_jax.training.optimizer import make_optimizer
+from jepa_jax.training.schedules import make_schedules
+
+# What the published loop's AdamW has in each parameter group besides what is set below.
+_ADAMW_OPTIONS = {
+    "amsgrad": False,
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+}
+
+
+def write_official(
+    folder: pathlib.Path, path: pathlib.Path, *, epoch: int | None, progress: Progress
+) -> list[str]:
+    """Writes the networks of a checkpoint, and its optimizer where it has one.
+
+    Args:
+      folder: of one checkpoint.
+      path: the file to write.
+      epoch: how many were completed, which is where the published code goes on; None: what the
+        checkpoint came with, or else 0.
+      progress: is told of bytes as they are converted.
+
+    Returns:
+      The networks in it.
+
+    Raises:
+      UserError: the checkpoint can't be read, or the format can't hold it.
+    """
+    torch, config = import_torch(), checkpoint.read_config(folder)
+    source = checkpoint.read_source(folder)
+    if config.model.positions == "learned":
+        raise UserError(
+            f"checkpoint {folder}: its positions are learned, and the published code's are not"
+        )
+    params = jax.eval_shape(make_objective(config).init, jax.random.key(0))
+    tables = _position_tables(folder, source, config)
+
+    def state_dict(network: str, tree: Any) -> dict[str, Any]:
+        tensors, positions = tensors_of(config, network)
+        table = tables.get(network, sincos_positions(config.grid, positions.shape[2]))
+        arrays = fetch_all(tensors, _flatten(tree), progress) | {positions.name: table[None]}
+        order = [tensor.name for tensor in in_order(config, network)]
+        prefix = source.get("prefix", "module.")
+        return {prefix + name: torch.from_numpy(arrays[name]) for name in order}
+
+    content: dict[str, Any] = {}
+    if (folder / "params").is_dir():
+        tree = dict(checkpoint.read_item(folder / "params", params))
+        for network in ("encoder", "predictor"):
+            content[network] = state_dict(network, tree.pop(network))
+    for network in ("encoder", "target_encoder"):
+        if (folder / network).is_dir():
+            tree = checkpoint.read_item(folder / network, params["encoder"])
+            content[network] = state_dict(network, tree)
+    networks = list(content)
+    if (folder / "optimizer_state").is_dir():
+        content["opt"] = _optimizer(folder, config, source, params, progress)
+    noted = {
+        name: source[name] for name in ("scaler", "loss", "world_size", "lr") if name in source
+    }
+    content |= {"scaler": None, "loss": 0.0, "world_size": 1, "lr": config.optimizer.lr} | noted
+    content["epoch"] = source.get("epoch", 0) if epoch is None else epoch
+    content["batch_size"] = source.get("batch_size", config.batch_size)
+    torch.save(content, path)
+    return networks
+
+
+def _position_tables(
+    folder: pathlib.Path, source: dict[str, Any], config: Config
+) -> dict[str, np.ndarray]:
+    """The positions that the checkpoint came with, where they are not exactly ours."""
+    if not source.get("positions"):
+        return {}
+    shapes = {name: tensors_of(config, name)[1].shape[1:] for name in source["positions"]}
+    like = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    return jax.device_get(checkpoint.read_item(folder / "positions", like))
+
+
+def _optimizer(
+    folder: pathlib.Path, config: Config, source: dict[str, Any], params: Any, progress: Progress
+) -> dict[str, Any]:
+    """The state dict of the published AdamW.
+
+    Its learning rates and weight decays are those that the file came with, or the configuration's:
+    the published code sets both anew at each step.
+    """
+    torch, objective = import_torch(), make_objective(config)
+    schedules = make_schedules(config, steps_per_epoch=1)  # only their names matter here
+    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
+    state = replace_target(jax.eval_shape(optimizer.init, params), ())
+    like = {"step": jax.ShapeDtypeStruct((), np.int32), "state": state}
+    restored = checkpoint.read_item(folder / "optimizer_state", like)
+    step = int(restored["step"])
+    moments: dict[str, dict[str, np.ndarray]] = {}
+    for field, name in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
+        trees = dict(optax.tree.get(restored["state"], field))
+        restored["state"] = optax.tree.set(restored["state"], **{field: ()})  # let it go
+        for network in ("encoder", "predictor"):
+            arrays = _flatten(trees.pop(network))
+            tensors, _ = tensors_of(config, network)
+            for key, array in fetch_all(tensors, arrays, progress).items():
+                moments.setdefault(f"{network}.{key}", {})[name] = array
+    adam, numbers, entries, groups = config.optimizer, itertools.count(), {}, []
+    for i, tensors in enumerate(parameter_groups(config)):
+        group_numbers = [next(numbers) for _ in tensors]
+        excluded = i >= 2
+        options = {"WD_exclude": True, "weight_decay": 0} if excluded else {}
+        options |= {"lr": adam.lr, "betas": (adam.b1, adam.b2), "eps": adam.eps, **_ADAMW_OPTIONS}
+        options = {"weight_decay": adam.weight_decay} | options
+        if "param_groups" in source:
+            options = dict(source["param_groups"][i])
+            options["betas"] = tuple(options["betas"])
+        groups.append(options | {"params": group_numbers})
+        for number, (network, tensor) in zip(group_numbers, tensors, strict=True):
+            if tensor.path and step:  # PyTorch has no entry for what got no gradient yet
+                pair = moments.pop(f"{network}.{tensor.name}")
+                entries[number] = {"step": torch.tensor(float(step))} | {
+                    name: torch.from_numpy(pair[name]) for name in ("exp_avg", "exp_avg_sq")
+                }
+    return {"state": entries, "param_groups": groups}
+
+
+def _flatten(tree: Any) -> dict[tuple[str, ...], np.ndarray]:
+    return flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, tree))
