@@ -48,6 +48,7 @@ class ModelConfig:
     attention: Literal["auto", "xla"] = "auto"
     # The encoder's: a fixed table, as published, or one that is trained, as in converted ViTs.
     positions: Literal["sincos", "learned"] = "sincos"
+    layer_norm_eps: float = 1e-6  # the encoder's; other libraries' models have other values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,7 +327,13 @@ def _check_ranges(config: Config) -> None:
     for name in ("model.drop_path_rate", "optimizer.b1", "optimizer.b2"):
         if not 0 <= values[name] < 1:
             raise UserError(f"config.{name} = {values[name]}: must lie in 0..1, below 1")
-    for name in ("model.mlp_ratio", "init.std", "optimizer.eps", "data.eval_crop"):
+    for name in (
+        "model.mlp_ratio",
+        "model.layer_norm_eps",
+        "init.std",
+        "optimizer.eps",
+        "data.eval_crop",
+    ):
         if not values[name] > 0:
             raise UserError(f"config.{name} = {values[name]}: must be above 0")
     if config.data.eval_crop > 1:

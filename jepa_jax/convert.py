@@ -34,7 +34,6 @@ from jepa_jax.interop.huggingface import (
 )
 from jepa_jax.interop.official import Official, official_items, open_official
 from jepa_jax.interop.official_writer import write_official
-from jepa_jax.models.transformer import LAYER_NORM_EPS
 from jepa_jax.training import checkpoint
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -111,9 +110,6 @@ def _to_orbax(
     for network, lines in opened.source.get("partial", {}).items():
         for line in lines:
             log.warning("%s: %s; left out, or at its random initialisation", network, line)
-    if opened.source.get("layer_norm_eps", LAYER_NORM_EPS) != LAYER_NORM_EPS:
-        eps = opened.source["layer_norm_eps"]
-        log.warning("layer_norm_eps = %g there; %g is used here", eps, LAYER_NORM_EPS)
     with new_output(destination) as workdir, _progress_bar() as progress:
         folder = workdir / "checkpoints" / str(step or 0)
         checkpoint.write(folder.absolute(), items(progress), config=config, source=opened.source)

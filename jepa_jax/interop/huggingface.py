@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import flax
@@ -33,7 +33,6 @@ from jepa_jax.training import checkpoint
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 # Of one file. More than that, and the shards' sizes would be felt in memory.
 _SHARD_BYTES = 500 << 20
-_STYLES = (PUBLISHED, HUGGINGFACE, HUGGINGFACE_5)
 Progress = Callable[[int], None]
 _PREFIXES = ("module.", "ijepa.")  # several GPUs; an IJepaForImageClassification
 
@@ -77,38 +76,29 @@ def open_huggingface(
       UserError: there is no vision transformer without class token, or not a whole one.
     """
     settings = _read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
-    given, where = _index_tensors(path)
-    style = next(
-        (
-            s
-            for s in _STYLES
-            if f"{s.patch_embed}.weight" in given.shapes
-            and any(n.startswith(s.block.split("{}")[0]) for n in given.shapes)
-        ),
-        None,
-    )
+    given, stored = _index_tensors(path)
+    style = _style_of(given.shapes)
     if style is None:
-        raise UserError(f"{path}: has no vision transformer's names, but {', '.join(where)[:200]}")
+        raise UserError(f"{path}: no vision transformer's names, but {', '.join(stored[:5])}, ...")
     for name in given.shapes:
         if name.endswith("cls_token"):
             raise UserError(f"{path}: {name}: has a class token, which these encoders have not")
+    heads, eps = None, LAYER_NORM_EPS
     if style is not PUBLISHED:
-        num_heads = num_heads or _heads(path, settings)
+        heads, eps = _check_settings(path, settings)
     config = infer_config(
-        base, given.shapes, style, num_heads=num_heads, base_is_given=base_is_given
+        base, given.shapes, style, num_heads=num_heads or heads, base_is_given=base_is_given
     )
-    learned = dataclasses.replace(config.model, positions="learned")
-    learned = dataclasses.replace(config, model=learned)
-    lines = check_names(given, encoder_tensors(learned, style), allow_partial=allow_partial)
+    config = _with(config, positions="learned", layer_norm_eps=eps)
+    lines = check_names(given, encoder_tensors(config, style), allow_partial=allow_partial)
     table = sincos_positions(config.grid, config.model.embed_dim)
-    if not np.array_equal(given.read(style.pos_embed)[0], table):
-        config = learned
+    if np.array_equal(given.read(style.pos_embed)[0], table):
+        config = _with(config, positions="sincos")
     said = settings.get("jepa_jax")
     said = said.get("network") if isinstance(said, dict) else None
     network = network or (said if said in NETWORKS else "encoder")
-    eps = settings.get("layer_norm_eps", LAYER_NORM_EPS)
     source = {"format": "timm" if style is PUBLISHED else "huggingface", "file": path.name}
-    source |= {"layer_norm_eps": eps, "network": network}
+    source |= {"network": network}
     source |= {"partial": {network: lines}} if lines else {}
     return HuggingFace(config, style, given, network, source)
 
@@ -145,8 +135,8 @@ def write_huggingface(
     config = checkpoint.read_config(folder)
     params = checkpoint.restore_network(folder, network, make_objective(config))
     arrays = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params))
-    learned = dataclasses.replace(config.model, positions="learned")  # a tensor in either case
-    tensors = encoder_tensors(dataclasses.replace(config, model=learned), HUGGINGFACE)
+    # There, positions are a tensor in either case.
+    tensors = encoder_tensors(_with(config, positions="learned"), HUGGINGFACE)
     table = sincos_positions(config.grid, config.model.embed_dim)
     arrays.setdefault(("pos_embed",), table)
     path.mkdir()
@@ -181,7 +171,7 @@ def _settings(config: Config, network: str) -> dict[str, dict[str, Any]]:
             "num_attention_heads": model.num_heads,
             "intermediate_size": int(model.embed_dim * model.mlp_ratio),
             "hidden_act": "gelu",
-            "layer_norm_eps": LAYER_NORM_EPS,
+            "layer_norm_eps": model.layer_norm_eps,
             "image_size": height if height == width else [height, width],
             "patch_size": model.patch_size,
             "num_channels": 3,
@@ -207,6 +197,16 @@ def _settings(config: Config, network: str) -> dict[str, dict[str, Any]]:
     }
 
 
+def _style_of(names: Iterable[str]) -> Style | None:
+    """The style in which a network's patch embedding and its first block are named."""
+    for style in (PUBLISHED, HUGGINGFACE, HUGGINGFACE_5):
+        if {f"{style.patch_embed}.weight", f"{style.block.format(0)}{style.fc1}.weight"} <= {
+            *names
+        }:
+            return style
+    return None
+
+
 def _shards(tensors: list[Tensor]) -> list[list[Tensor]]:
     """Cut so that no file is larger than it should be, unless by one tensor."""
     shards, size = [[]], 0
@@ -225,7 +225,8 @@ def _index_tensors(path: pathlib.Path) -> tuple[TensorSource, list[str]]:
     shapes, dtypes, places = {}, {}, {}
     for file in _weight_files(path):
         with _open(file) as opened:
-            for stored in opened.keys():
+            stored_names = opened.keys()
+            for stored in stored_names:
                 name = stored
                 for prefix in _PREFIXES:
                     name = name.removeprefix(prefix)
@@ -283,21 +284,21 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _heads(path: pathlib.Path, settings: dict[str, Any]) -> int | None:
-    """The number of heads in a config.json, whose other fields must be those of our models."""
-    allowed = {
-        "model_type": "ijepa",
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        "num_channels": 3,
-    }
+def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> tuple[int | None, float]:
+    """Heads and LayerNorm's epsilon of a config.json that must else describe our models."""
+    allowed = {"model_type": "ijepa", "hidden_act": "gelu", "qkv_bias": True, "num_channels": 3}
     for name, value in allowed.items():
         if settings.get(name, value) != value:
             raise UserError(f"{path / CONFIG}: {name} = {settings[name]!r}: must be {value!r}")
-    eps = settings.get("layer_norm_eps", LAYER_NORM_EPS)
-    if not isinstance(eps, float) or not 0 <= eps <= LAYER_NORM_EPS:
-        raise UserError(f"{path / CONFIG}: layer_norm_eps = {eps}: must be {LAYER_NORM_EPS}")
     heads = settings.get("num_attention_heads")
     if heads is not None and (not isinstance(heads, int) or heads < 1):
         raise UserError(f"{path / CONFIG}: num_attention_heads = {heads!r}: must be 1 or more")
-    return heads
+    eps = settings.get("layer_norm_eps", LAYER_NORM_EPS)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise UserError(f"{path / CONFIG}: layer_norm_eps = {eps!r}: must lie between 0 and 1")
+    return heads, eps
+
+
+def _with(config: Config, **model: Any) -> Config:
+    """The same configuration with other fields of the model."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **model))

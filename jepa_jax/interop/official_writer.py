@@ -15,6 +15,7 @@ from jepa_jax.interop.official import Progress, in_order, parameter_groups, tens
 from jepa_jax.interop.tensors import fetch_all
 from jepa_jax.interop.torch_file import import_torch
 from jepa_jax.models.positions import sincos_positions
+from jepa_jax.models.transformer import LAYER_NORM_EPS
 from jepa_jax.objectives.ijepa import make_objective
 from jepa_jax.training import checkpoint
 from jepa_jax.training.ema import replace_target
@@ -52,10 +53,12 @@ def write_official(
     """
     torch, config = import_torch(), checkpoint.read_config(folder)
     source = checkpoint.read_source(folder)
-    if config.model.positions == "learned":
-        raise UserError(
-            f"checkpoint {folder}: its positions are learned, and the published code's are not"
-        )
+    for name, value in (("positions", "sincos"), ("layer_norm_eps", LAYER_NORM_EPS)):
+        if getattr(config.model, name) != value:
+            raise UserError(
+                f"checkpoint {folder}: config.model.{name} = {getattr(config.model, name)}; the "
+                f"published code knows only {value}"
+            )
     params = jax.eval_shape(make_objective(config).init, jax.random.key(0))
     tables = _position_tables(folder, source, config)
 
@@ -79,12 +82,17 @@ def write_official(
     networks = list(content)
     if (folder / "optimizer_state").is_dir():
         content["opt"] = _optimizer(folder, config, source, params, progress)
-    noted = {
-        name: source[name] for name in ("scaler", "loss", "world_size", "lr") if name in source
+    defaults = {
+        "scaler": None,
+        "epoch": 0,
+        "loss": 0.0,
+        "batch_size": config.batch_size,
+        "world_size": 1,
+        "lr": config.optimizer.lr,
     }
-    content |= {"scaler": None, "loss": 0.0, "world_size": 1, "lr": config.optimizer.lr} | noted
-    content["epoch"] = source.get("epoch", 0) if epoch is None else epoch
-    content["batch_size"] = source.get("batch_size", config.batch_size)
+    content |= {name: source.get(name, value) for name, value in defaults.items()}
+    if epoch is not None:
+        content["epoch"] = epoch
     torch.save(content, path)
     return networks
 

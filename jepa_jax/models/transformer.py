@@ -40,9 +40,9 @@ def divide(x: Array, *axes: Any) -> Array:
     return jax.lax.with_sharding_constraint(x, P(BATCH_AXES, *axes))
 
 
-def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
+def layer_norm(dtype: Any, epsilon: float, name: str) -> nn.LayerNorm:
     """LayerNorm with float32 statistics and arithmetic; only its output has `dtype`."""
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPS, dtype=dtype, use_fast_variance=False, name=name)
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
 @jax.custom_jvp
@@ -147,6 +147,7 @@ class Block(nn.Module):
     init_std: float
     stochastic: bool  # draw which branches to drop; needs the random stream "drop_path"
     attention: str = "xla"
+    layer_norm_eps: float = LAYER_NORM_EPS
 
     def drop_path(
         self, branch: Float[Array, "B N D"], rate: Float[Array, ""]
@@ -162,13 +163,13 @@ class Block(nn.Module):
     ) -> Float[Array, "B Q D"]:
         """The block's output of the selected tokens, which attend to all; of all tokens if None."""
         dim, x = x.shape[-1], divide(x)
-        y = layer_norm(self.dtype, "norm1")(x)
+        y = layer_norm(self.dtype, self.layer_norm_eps, "norm1")(x)
         attention = Attention(
             self.num_heads, self.dtype, self.init_std, self.attention, name="attention"
         )
         y = attention(y, select)
         x = (x if select is None else divide(select(x))) + self.drop_path(y, rate)
-        y = layer_norm(self.dtype, "norm2")(x)
+        y = layer_norm(self.dtype, self.layer_norm_eps, "norm2")(x)
         y = Mlp(int(dim * self.mlp_ratio), self.dtype, self.init_std, name="mlp")(y)
         return x + self.drop_path(y, rate)
 
@@ -194,6 +195,7 @@ class Transformer(nn.Module):
     scan_layers: bool = True
     init_std: float = INIT_STD
     attention: str = "xla"  # or "cudnn"; see `choose_attention`
+    layer_norm_eps: float = LAYER_NORM_EPS
 
     @nn.compact
     def __call__(
@@ -221,6 +223,7 @@ class Transformer(nn.Module):
             init_std=self.init_std,
             stochastic=stochastic,
             attention=self.attention,
+            layer_norm_eps=self.layer_norm_eps,
             parent=None,
         )
 
@@ -259,7 +262,7 @@ class Transformer(nn.Module):
             )
             return x
 
-        norm = layer_norm(jnp.float32, "norm")
+        norm = layer_norm(jnp.float32, self.layer_norm_eps, "norm")
         if layers is not None:
             outputs = []
             for first, end in itertools.pairwise([0, *(layer + 1 for layer in layers)]):

@@ -10,7 +10,7 @@ from jepa_jax.config import Config
 from jepa_jax.models.attention import choose_attention
 from jepa_jax.models.patches import gather_tokens, patchify
 from jepa_jax.models.positions import interpolate_positions, sincos_positions
-from jepa_jax.models.transformer import INIT_STD, Transformer
+from jepa_jax.models.transformer import INIT_STD, LAYER_NORM_EPS, Transformer
 
 
 class VisionTransformer(nn.Module):
@@ -32,6 +32,7 @@ class VisionTransformer(nn.Module):
     init_std: float = INIT_STD
     attention: str = "xla"
     positions: str = "sincos"  # or "learned"
+    layer_norm_eps: float = LAYER_NORM_EPS
 
     @nn.compact
     def __call__(
@@ -85,6 +86,7 @@ class VisionTransformer(nn.Module):
             scan_layers=self.scan_layers,
             init_std=self.init_std,
             attention=self.attention,
+            layer_norm_eps=self.layer_norm_eps,
             name="transformer",
         )(x, deterministic=deterministic, layers=layers)
 
@@ -108,4 +110,5 @@ def make_encoder(config: Config) -> VisionTransformer:
             model.attention, model.dtype, model.embed_dim // model.num_heads
         ),
         positions=model.positions,
+        layer_norm_eps=model.layer_norm_eps,
     )
