@@ -10,7 +10,9 @@ import contextlib
 import importlib.util
 import json
 import logging
+import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -53,6 +55,30 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width from "H,W", or one number for both; the `type` of an argument."""
+    try:
+        sides = [int(side) for side in text.split(",")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be H,W or one number, in pixels")
+    return sides[0], sides[-1]
+
+
+def check_size(image_size: tuple[int, int], patch_size: int) -> None:
+    """Refuses an --image-size that is not a grid of patches.
+
+    Raises:
+      UserError: a side is no multiple of the patch size.
+    """
+    if image_size[0] % patch_size or image_size[1] % patch_size:
+        raise UserError(
+            f"--image-size {image_size[0]},{image_size[1]}: both must be multiples of the patch "
+            f"size, {patch_size}"
+        )
+
+
 def run_command(
     command: Callable[[argparse.Namespace, list[str]], dict[str, Any] | None],
     parser: argparse.ArgumentParser,
@@ -77,6 +103,31 @@ def run_command(
         sys.exit(error.exit_code)
     if result is not None:
         print(json.dumps(result))
+
+
+@contextlib.contextmanager
+def new_output(destination: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to write a file or folder to, which becomes `destination` at the end, or is removed.
+
+    Raises:
+      UserError: the destination exists, or can't be written.
+    """
+    if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
+        raise UserError(f"{destination}: is there already; remove it, or choose another name")
+    temporary = destination.parent / f".{destination.name}.incomplete-{os.getpid()}"
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if destination.is_dir():
+            destination.rmdir()
+        temporary.rename(destination)
+    except OSError as error:
+        raise UserError(f"{destination}: can't be written: {error}") from None
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 def load_config(path: str, overrides: Sequence[str]) -> dict[str, Any]:

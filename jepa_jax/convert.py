@@ -14,16 +14,14 @@ import argparse
 import contextlib
 import functools
 import logging
-import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import tqdm
 
-from jepa_jax.command_line import load_config, make_parser, run_command
+from jepa_jax.command_line import load_config, make_parser, new_output, run_command
 from jepa_jax.config import NETWORKS
 from jepa_jax.errors import UserError
 from jepa_jax.interop.huggingface import (
@@ -73,31 +71,6 @@ def orbax_to_hf(source: pathlib.Path, destination: pathlib.Path, *, network: str
     with new_output(destination) as path, _progress_bar() as progress:
         write_huggingface(folder, path, network=network, progress=progress)
     return {"networks": [network]}
-
-
-@contextlib.contextmanager
-def new_output(destination: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to write a file or folder to, which becomes `destination` at the end, or is removed.
-
-    Raises:
-      UserError: the destination exists, or can't be written.
-    """
-    if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
-        raise UserError(f"{destination}: is there already; remove it, or choose another name")
-    temporary = destination.parent / f".{destination.name}.incomplete-{os.getpid()}"
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if destination.is_dir():
-            destination.rmdir()
-        temporary.rename(destination)
-    except OSError as error:
-        raise UserError(f"{destination}: can't be written: {error}") from None
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
 
 
 def _to_orbax(

@@ -83,16 +83,19 @@ class Encoder:
             tokens = make_encoder(self.config).apply({"params": params}, batch, layers=layers)
         return tokens if images.ndim == 4 else jnp.squeeze(tokens, axis=-3)
 
-    def preprocess(self, images: np.ndarray | Array) -> Float[Array, "*B H W 3"]:
+    def preprocess(
+        self, images: np.ndarray | Array, image_size: tuple[int, int] | None = None
+    ) -> Float[Array, "*B H W 3"]:
         """Raw images as the model wants them, and as the probes prepare them.
 
-        The largest centred crop of the shape of `config.data.image_size` is taken, less the margin
-        that `config.data.eval_crop` says (0.875: 224 of 256 pixels); it is resized, bilinearly and
-        with an antialiasing filter; then pixels are scaled to 0..1, less `config.data.mean`,
-        divided by `config.data.std`.
+        The largest centred crop of the right shape is taken, less the margin that
+        `config.data.eval_crop` says (0.875: 224 of 256 pixels); it is resized, bilinearly and with
+        an antialiasing filter; then pixels are scaled to 0..1, less `config.data.mean`, divided by
+        `config.data.std`.
 
         Args:
           images: uint8 [h, w, 3] or [B, h, w, 3], RGB, of any size.
+          image_size: (H, W) to resize to; None: that which the model was trained at.
 
         Returns:
           float32 [H, W, 3] or [B, H, W, 3].
@@ -105,11 +108,11 @@ class Encoder:
                 f"images of {images.dtype} {images.shape}: must be uint8 [h, w, 3] or [B, h, w, 3]"
             )
         data = self.config.data
-        top, left, height, width = _centre(*images.shape[-3:-1], self.config)
+        size = image_size or data.image_size
+        top, left, height, width = _centre(*images.shape[-3:-1], size, data.eval_crop)
         x = images[..., top : top + height, left : left + width, :]
         x = jnp.asarray(x, jnp.float32)
-        shape = (*x.shape[:-3], *data.image_size, 3)
-        x = jax.image.resize(x, shape, method="linear", antialias=True)
+        x = jax.image.resize(x, (*x.shape[:-3], *size, 3), method="linear", antialias=True)
         mean, std = np.float32(data.mean), np.float32(data.std)
         return (x / np.float32(255) - mean) / std
 
@@ -148,10 +151,11 @@ def _exact() -> contextlib.AbstractContextManager:
     return jax.default_matmul_precision("float32")
 
 
-def _centre(height: int, width: int, config: Config) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the centre crop; `data.crops.center_crop` in plain Python."""
-    data = config.data
-    aspect_ratio = data.image_size[1] / data.image_size[0]
-    crop_height = max(round(data.eval_crop * min(height, width / aspect_ratio)), 1)
-    crop_width = max(round(data.eval_crop * min(width, height * aspect_ratio)), 1)
+def _centre(
+    height: int, width: int, size: tuple[int, int], share: float
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the crop; as `data.crops.center_crop`, without TensorFlow."""
+    aspect_ratio = size[1] / size[0]
+    crop_height = max(round(share * min(height, width / aspect_ratio)), 1)
+    crop_width = max(round(share * min(width, height * aspect_ratio)), 1)
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
