@@ -26,6 +26,8 @@ from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.ijepa import make_objective
 from jepa_jax.training import checkpoint
 
+Images = Float[Array, "*B H W 3"] | Float[np.ndarray, "*B H W 3"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
@@ -41,11 +43,7 @@ class Encoder:
     network: str
 
     def __call__(
-        self,
-        params: Any,
-        images: Float[Array, "*B H W 3"],
-        *,
-        layers: tuple[int, ...] | None = None,
+        self, params: Any, images: Images, *, layers: tuple[int, ...] | None = None
     ) -> Float[Array, "*B N D"] | Float[Array, "L *B N D"]:
         """Features of every patch, in raster order, after the final LayerNorm.
 
@@ -61,7 +59,8 @@ class Encoder:
           float32 [B, N, D], or [N, D] of a single image; with `layers`, [L, B, N, D] or [L, N, D].
 
         Raises:
-          ValueError: a size is no multiple of the patch size, or there is no such block.
+          ValueError: the images are raw, a size is no multiple of the patch size, or there is no
+            such block.
         """
         model = self.config.model
         if images.ndim not in (3, 4) or images.shape[-1] != 3:
@@ -78,6 +77,9 @@ class Encoder:
             if any(low >= high for low, high in itertools.pairwise(wanted)):
                 raise ValueError(f"layers = {layers}: must ascend")
             layers = tuple(wanted)
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"images of {images.dtype}: must be normalised first; see preprocess")
+        images = jnp.asarray(images)
         batch = images if images.ndim == 4 else images[None]
         with _exact() if model.dtype == "float32" else contextlib.nullcontext():
             tokens = make_encoder(self.config).apply({"params": params}, batch, layers=layers)

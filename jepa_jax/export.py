@@ -1,7 +1,7 @@
 """An encoder for other programs: python -m jepa_jax.export --checkpoint DIR --out DIR2
 
-They need not have this project. DIR2 receives the function as StableHLO, which JAX, IREE and other runtimes compile, its parameters
-as plain arrays, and a description:
+They need not have this project. DIR2 receives the function as StableHLO, which JAX and other
+runtimes compile, its parameters as plain arrays, and a description:
 
     encoder.stablehlo   of jax.export: (parameters by name, images) -> patches [B, N, D]
     params.npz          the parameters, float32

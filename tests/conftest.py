@@ -11,9 +11,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jaxtyping import install_import_hook
@@ -24,6 +26,9 @@ REPOSITORY = pathlib.Path(__file__).parent.parent
 install_import_hook("jepa_jax", "beartype.beartype")
 
 from jepa_jax.command_line import load_config  # noqa: E402
+from jepa_jax.config import Config, resolve  # noqa: E402
+from jepa_jax.objectives.ijepa import make_objective  # noqa: E402
+from jepa_jax.training import checkpoint  # noqa: E402
 
 
 def load_config_file(name: str) -> ml_collections.ConfigDict:
@@ -31,8 +36,7 @@ def load_config_file(name: str) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(load_config(str(REPOSITORY / "configs" / f"{name}.py"), []))
 
 
-@pytest.fixture
-def tiny() -> ml_collections.ConfigDict:
+def tiny_config() -> ml_collections.ConfigDict:
     """A run of seconds: two blocks of width 16 on the bundled images, 16 images a step."""
     config = load_config_file("fashion_mnist")
     config.epochs = 1
@@ -41,6 +45,35 @@ def tiny() -> ml_collections.ConfigDict:
     config.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 2})
     config.masks.update({"context_tokens": 4, "num_targets": 2, "target_scale": (0.15, 0.3)})
     return config
+
+
+@pytest.fixture
+def tiny() -> ml_collections.ConfigDict:
+    return tiny_config()
+
+
+class SmallCheckpoint(NamedTuple):
+    """A checkpoint of the tiny configuration, with parameters that are easily told apart."""
+
+    folder: pathlib.Path
+    config: Config
+    encoder: Any
+    target_encoder: Any
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> SmallCheckpoint:
+    """Written as converted ones are: no optimizer. The encoders differ, and no array is zero."""
+    folder, config = tmp_path_factory.mktemp("small") / "checkpoint", resolve(tiny_config())
+    params = jax.device_get(jax.jit(make_objective(config).init)(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params, target = (
+        jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), tree)
+        for tree in (params, params["encoder"])
+    )
+    items = [("params", params), ("target_encoder", target)]
+    checkpoint.write(folder, items, config=config, source={})
+    return SmallCheckpoint(folder, config, params["encoder"], target)
 
 
 @pytest.fixture(scope="session")

@@ -39,9 +39,8 @@ def saved(config, tmp_path, one_device):
     return jax.device_get(state), checkpoint.find(tmp_path), like
 
 
-def target_shapes(config):
-    objective = make_objective(config)
-    return objective.target_of(jax.eval_shape(objective.init, jax.random.key(0)))
+def restore_target(folder, config):
+    return checkpoint.restore_network(folder, "target_encoder", make_objective(config))
 
 
 def assert_equal(ours, expected):
@@ -63,7 +62,7 @@ def test_the_target_encoder_is_read_without_the_other_arrays(saved, config):
     state, folder, _ = saved
     shutil.rmtree(folder / "params")
     shutil.rmtree(folder / "optimizer_state")
-    restored = checkpoint.restore_target(folder, target_shapes(config))
+    restored = restore_target(folder, config)
     assert_equal(jax.device_get(restored), get_target(state.optimizer_state))
 
 
@@ -78,7 +77,7 @@ def test_a_damaged_checkpoint_gives_one_line(saved, config, damage):
     else:
         largest.write_bytes(data[: len(data) // 2 if damage == "truncate" else 0])
     with pytest.raises(UserError) as error:
-        checkpoint.restore_target(folder, target_shapes(config))
+        restore_target(folder, config)
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -93,16 +92,45 @@ def test_a_missing_item_gives_one_line(saved, config):
 def test_another_architecture_is_named_by_its_arrays(saved, tiny):
     tiny.model.embed_dim = 32
     with pytest.raises(UserError, match=r"another model: .*bias is float32\(.*16\), not .*32\)"):
-        checkpoint.restore_target(saved[1], target_shapes(resolve(tiny)))
+        restore_target(saved[1], resolve(tiny))
 
 
 def test_another_type_is_refused(saved, config):
     """Orbax itself would convert without a word."""
+    state, folder, _ = saved
     half = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jax.numpy.bfloat16), target_shapes(config)
+        lambda x: jax.ShapeDtypeStruct(x.shape, jax.numpy.bfloat16),
+        get_target(state.optimizer_state),
     )
     with pytest.raises(UserError, match=r"is float32.*, not bfloat16"):
-        checkpoint.restore_target(saved[1], half)
+        checkpoint.read_item(folder / "target_encoder", half)
+
+
+def test_either_encoder_can_be_read(saved, config):
+    state, folder, _ = saved
+    for network, expected in (
+        ("target_encoder", get_target(state.optimizer_state)),
+        ("encoder", state.params["encoder"]),
+    ):
+        restored = checkpoint.restore_network(folder, network, make_objective(config))
+        assert_equal(jax.device_get(restored), expected)
+
+
+def test_an_encoder_that_is_not_there_is_refused(saved, config):
+    _, folder, _ = saved
+    shutil.rmtree(folder / "target_encoder")
+    with pytest.raises(UserError, match=r"holds only the encoder; give --network encoder"):
+        restore_target(folder, config)
+    with pytest.raises(UserError, match=r"--network teacher: must be one of target_encoder, enc"):
+        checkpoint.restore_network(folder, "teacher", make_objective(config))
+
+
+def test_a_checkpoint_without_optimizer_is_no_start_for_training(saved, config):
+    """Not even one of step 0, which would else be trained over from scratch."""
+    _, folder, _ = saved
+    shutil.rmtree(folder / "optimizer_state")
+    with pytest.raises(UserError, match=r"holds no optimizer state"):
+        checkpoint.check_resumable(folder, config)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):

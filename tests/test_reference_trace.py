@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from reference_trace import Trace, config_of, encoder_to_ours, predictor_to_ours
 
+from jepa_jax.config import to_dict
+from jepa_jax.convert import official_to_orbax, orbax_to_official
 from jepa_jax.models.positions import sincos_positions
 from jepa_jax.models.predictor import make_predictor
 from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.ijepa import make_objective, prediction_loss, target_tokens
+from jepa_jax.training import checkpoint
 from jepa_jax.training.ema import get_target, replace_target
 from jepa_jax.training.optimizer import make_optimizer
 from jepa_jax.training.schedules import make_schedules
@@ -53,30 +56,42 @@ def batch_of(trace, step):
 
 
 @pytest.fixture(scope="module")
-def replay(trace, config, start, one_device):
-    """All recorded steps through the public train step: metrics per step, and the last state."""
+def training(trace, config, one_device):
+    """The public train step, the optimizer, and the shapes of the state, on one device."""
     objective = make_objective(config)
     schedules = make_schedules(config, trace.meta["iterations_per_epoch"])
     optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-    params, target = jax.tree.map(jnp.copy, start)  # the step donates its state
-    optimizer_state = replace_target(jax.jit(optimizer.init)(params), target)
-    state = TrainState(jnp.zeros([], jnp.int32), params, optimizer_state)
-    expected = abstract_state(objective, optimizer, mesh=one_device)
-    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    like = abstract_state(objective, optimizer, mesh=one_device)
     train_step = make_train_step(
         objective,
         optimizer,
         schedules,
-        state,
+        like,
         seed=config.seed,
         accumulation_steps=1,
         mesh=one_device,
     )
-    metrics = []
+    return train_step, optimizer, like
+
+
+@pytest.fixture(scope="module")
+def replay(trace, start, training):
+    """All recorded steps: metrics per step, and the last state."""
+    train_step, _, _ = training
+    metrics, state = [], state_before_step_0(start, training)
     for step in range(trace.meta["steps"]):
         state, measured = train_step(state, batch_of(trace, step))
         metrics.append(jax.device_get(measured))
     return metrics, jax.device_get(state)
+
+
+def state_before_step_0(start, training):
+    _, optimizer, like = training
+    params, target = jax.tree.map(jnp.copy, start)  # the step donates its state
+    optimizer_state = replace_target(jax.jit(optimizer.init)(params), target)
+    state = TrainState(jnp.zeros([], jnp.int32), params, optimizer_state)
+    assert jax.tree.structure(state) == jax.tree.structure(like)
+    return state
 
 
 def report(what, deviation, allowed):
@@ -164,3 +179,39 @@ def test_parameters_after_the_last_step_equal_the_recording(trace, replay):
         change = jax.tree.map(lambda a, b: np.abs(a - b).max(), after, before)
         relative = jax.tree.map(lambda d, c: d / c, deviation, change)
         report(f"{network}, share of its change", max(jax.tree.leaves(relative)), 2e-3)
+
+
+def test_training_goes_on_from_a_converted_checkpoint_as_if_it_had_never_stopped(
+    trace, config, start, training, replay, tmp_path
+):
+    """Steps 0 to 2 here, to the published format and back, then steps 3 to 5."""
+    pytest.importorskip("torch")
+    train_step, _, like = training
+    state = state_before_step_0(start, training)
+    for step in range(3):
+        state, _ = train_step(state, batch_of(trace, step))
+    manager = checkpoint.make_manager(tmp_path / "run", config)
+    checkpoint.save(manager, state, config)
+    manager.wait_until_finished()
+    manager.close()
+
+    orbax_to_official(tmp_path / "run", tmp_path / "middle.pth.tar", epoch=None)
+    official_to_orbax(
+        tmp_path / "middle.pth.tar",
+        tmp_path / "converted",
+        base=to_dict(config),
+        base_is_given=True,
+        num_heads=None,
+        allow_partial=False,
+        network=None,
+    )
+    folder = checkpoint.find(tmp_path / "converted")
+    assert folder.name == "3"
+    assert not checkpoint.check_resumable(folder, config)
+    state = checkpoint.restore(folder, like)
+    metrics = []
+    for step in range(3, trace.meta["steps"]):
+        state, measured = train_step(state, batch_of(trace, step))
+        metrics.append(jax.device_get(measured))
+    jax.tree.map(np.testing.assert_array_equal, metrics, replay[0][3:])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), replay[1])
