@@ -26,12 +26,13 @@ from jepa_jax.config import NETWORKS
 from jepa_jax.errors import UserError
 from jepa_jax.interop.huggingface import (
     HuggingFace,
+    huggingface_bytes,
     huggingface_items,
     open_huggingface,
     write_huggingface,
 )
 from jepa_jax.interop.official import Official, official_items, open_official
-from jepa_jax.interop.official_writer import write_official
+from jepa_jax.interop.official_writer import official_bytes, write_official
 from jepa_jax.training import checkpoint
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -60,7 +61,8 @@ def orbax_to_official(
 ) -> dict[str, Any]:
     """Converts all networks, and the optimizer; see `write_official` for errors."""
     folder = checkpoint.find(source)
-    with new_output(destination) as path, _progress_bar() as progress:
+    num_bytes = official_bytes(folder)
+    with new_output(destination) as path, _progress_bar(num_bytes) as progress:
         networks = write_official(folder, path, epoch=epoch, progress=progress)
     return {"networks": networks}
 
@@ -68,7 +70,8 @@ def orbax_to_official(
 def orbax_to_hf(source: pathlib.Path, destination: pathlib.Path, *, network: str) -> dict[str, Any]:
     """Converts one encoder; see `write_huggingface` for errors."""
     folder = checkpoint.find(source)
-    with new_output(destination) as path, _progress_bar() as progress:
+    num_bytes = huggingface_bytes(checkpoint.read_config(folder))
+    with new_output(destination) as path, _progress_bar(num_bytes) as progress:
         write_huggingface(folder, path, network=network, progress=progress)
     return {"networks": [network]}
 
@@ -83,7 +86,7 @@ def _to_orbax(
     for network, lines in opened.source.get("partial", {}).items():
         for line in lines:
             log.warning("%s: %s; left out, or at its random initialisation", network, line)
-    with new_output(destination) as workdir, _progress_bar() as progress:
+    with new_output(destination) as workdir, _progress_bar(opened.num_bytes) as progress:
         folder = workdir / "checkpoints" / str(step or 0)
         checkpoint.write(folder.absolute(), items(progress), config=config, source=opened.source)
     model = config.model
@@ -98,8 +101,8 @@ def _to_orbax(
 
 
 @contextlib.contextmanager
-def _progress_bar() -> Iterator[Callable[[int], None]]:
-    with tqdm.tqdm(unit="B", unit_scale=True, desc="converted", leave=False) as bar:
+def _progress_bar(num_bytes: int) -> Iterator[Callable[[int], None]]:
+    with tqdm.tqdm(total=num_bytes, unit="B", unit_scale=True, desc="converting") as bar:
         yield lambda num_bytes: bar.update(num_bytes)
 
 

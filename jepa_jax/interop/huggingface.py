@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +34,7 @@ from jepa_jax.training import checkpoint
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 # Of one file. More than that, and the shards' sizes would be felt in memory.
 _SHARD_BYTES = 500 << 20
+log = logging.getLogger(__name__)
 Progress = Callable[[int], None]
 _PREFIXES = ("module.", "ijepa.")  # several GPUs; an IJepaForImageClassification
 
@@ -53,6 +55,11 @@ class HuggingFace(NamedTuple):
     tensors: TensorSource
     network: str
     source: dict[str, Any]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all that will be read."""
+        return huggingface_bytes(self.config)
 
 
 def open_huggingface(
@@ -96,11 +103,23 @@ def open_huggingface(
         config = _with(config, positions="sincos")
     said = settings.get("jepa_jax")
     said = said.get("network") if isinstance(said, dict) else None
+    if network is None and said not in NETWORKS:
+        log.info(
+            "%s does not say which encoder it is; taken for the context encoder, as in the public "
+            "conversions; --network target_encoder says otherwise",
+            path,
+        )
     network = network or (said if said in NETWORKS else "encoder")
     source = {"format": "timm" if style is PUBLISHED else "huggingface", "file": path.name}
     source |= {"network": network}
     source |= {"partial": {network: lines}} if lines else {}
     return HuggingFace(config, style, given, network, source)
+
+
+def huggingface_bytes(config: Config) -> int:
+    """Bytes of an encoder there."""
+    tensors = encoder_tensors(_with(config, positions="learned"), HUGGINGFACE)
+    return sum(4 * math.prod(tensor.shape) for tensor in tensors)
 
 
 def huggingface_items(found: HuggingFace, progress: Progress) -> Iterator[tuple[str, Any]]:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import flax
@@ -43,7 +44,7 @@ class Official(NamedTuple):
       config: inferred.
       networks: those of encoder, target_encoder and predictor that are there.
       step: optimizer steps taken; None without an optimizer.
-      num_bytes: of all tensors that will be read.
+      num_bytes: of all that will be read.
       source: what to note of its origin.
     """
 
@@ -96,7 +97,7 @@ def open_official(
         size = noted["batch_size"] * int(noted.get("world_size") or 1)
         config = dataclasses.replace(config, batch_size=max(size, 1))
     source = {"format": "official", "file": path.name, "prefix": prefix, **noted}
-    num_bytes, partial, drifted = 0, {}, []
+    partial, drifted = {}, []
     for name, given in sources.items():
         tensors, positions = tensors_of(config, name)
         lines = check_names(given, [*tensors, positions], allow_partial=allow_partial)
@@ -104,7 +105,6 @@ def open_official(
             partial[name] = lines
         if given.shapes.get(positions.name) == positions.shape:
             drifted += [name] if _drift(given, positions, config) else []
-        num_bytes += sum(4 * int(np.prod(tensor.shape)) for tensor in tensors)
     step = None
     if content.get("opt") and len(sources) == 3:
         step, groups = _check_optimizer(path, content["opt"], config)
@@ -118,7 +118,7 @@ def open_official(
         config,
         tuple(sources),
         step,
-        num_bytes,
+        count_bytes(config, sources, moments=step is not None),
         source | ({"partial": partial} if partial else {}) | {"positions": drifted},
     )
 
@@ -181,6 +181,16 @@ def tensors_of(config: Config, network: str) -> tuple[list[Tensor], Tensor]:
         tensors, dim, name = encoder_tensors(config, PUBLISHED), config.model.embed_dim, PUBLISHED
     shape = (1, config.grid[0] * config.grid[1], dim)
     return tensors, Tensor(name.pos_embed, shape, (0, 1, 2), (), (...,))
+
+
+def count_bytes(config: Config, networks: Iterable[str], *, moments: bool) -> int:
+    """Of the parameters of some networks, and of both moments of what is trained."""
+
+    def of(network: str) -> int:
+        return sum(4 * math.prod(tensor.shape) for tensor in tensors_of(config, network)[0])
+
+    trained = 2 * (of("encoder") + of("predictor")) if moments else 0
+    return sum(map(of, networks)) + trained
 
 
 def in_order(config: Config, network: str) -> list[Tensor]:

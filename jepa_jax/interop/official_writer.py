@@ -11,7 +11,7 @@ import optax
 
 from jepa_jax.config import Config
 from jepa_jax.errors import UserError
-from jepa_jax.interop.official import Progress, in_order, parameter_groups, tensors_of
+from jepa_jax.interop.official import Progress, count_bytes, in_order, parameter_groups, tensors_of
 from jepa_jax.interop.tensors import fetch_all
 from jepa_jax.interop.torch_file import import_torch
 from jepa_jax.models.positions import sincos_positions
@@ -31,6 +31,14 @@ _ADAMW_OPTIONS = {
     "differentiable": False,
     "fused": None,
 }
+
+
+def official_bytes(folder: pathlib.Path) -> int:
+    """Bytes that `write_official` converts."""
+    held = [name for name in ("encoder", "target_encoder") if (folder / name).is_dir()]
+    held += ["encoder", "predictor"] if (folder / "params").is_dir() else []
+    moments = (folder / "optimizer_state").is_dir()
+    return count_bytes(checkpoint.read_config(folder), held, moments=moments)
 
 
 def write_official(

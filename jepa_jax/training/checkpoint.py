@@ -194,13 +194,15 @@ def write(
       items: (name, tree of NumPy arrays); one tree is dropped before the next is asked for.
       source: where it came from, for JSON.
     """
+    # First what is small, as one checkpoint: that leaves the file by which Orbax knows a step.
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        jsons = {"config": to_dict(config), "source": source}
+        small = {name: ocp.args.JsonSave(value) for name, value in jsons.items()}
+        checkpointer.save(folder, args=ocp.args.Composite(**small))
     for name, tree in items:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(folder / name, args=ocp.args.StandardSave(tree))
         del tree
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        for name, value in (("source", source), ("config", to_dict(config))):
-            checkpointer.save(folder / name, args=ocp.args.JsonSave(value))
 
 
 def read_source(folder: pathlib.Path) -> dict[str, Any]:
