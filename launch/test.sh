@@ -10,7 +10,8 @@ Makes .venv and installs the package's dependencies and those of its tests there
 runs the test suite. Needs Python 3.11 or later, or uv; no accelerator.
 
   --dry-run   print the commands, run none
-  --interop   install PyTorch too (requirements-interop.txt), for the tests that compare with it;
+  --interop   install PyTorch and transformers too (requirements-interop.txt), for the tests that
+              compare with them;
               without it they are skipped
   other arguments go to pytest
 END
