@@ -217,7 +217,7 @@ def test_our_own_run_is_written_in_the_published_form(tiny, tmp_path, one_device
             r"missing: predictor_pos_embed",
         ),
         (
-            lambda c: c["encoder"]["module.pos_embed"].add_(0.01),
+            lambda c: c["encoder"]["module.pos_embed"].add_(0.02),
             r"pos_embed differs from the sine-cosine",
         ),
         (
@@ -290,6 +290,17 @@ def test_a_bare_state_dict_is_the_encoder_that_it_is_said_to_be(content, tmp_pat
     load_encoder(tmp_path / "b")
     orbax_to_official(tmp_path / "b", tmp_path / "back.pth.tar", epoch=None)
     assert_same(read(tmp_path / "back.pth.tar")["target_encoder"], content["encoder"])
+
+
+def test_a_bare_state_dict_may_have_learned_positions(content, tmp_path):
+    state = {name.removeprefix("module."): x for name, x in content["encoder"].items()}
+    state["pos_embed"] = torch.rand(1, 64, 48)
+    torch.save(state, tmp_path / "vit.pth")
+    to_orbax(tmp_path / "vit.pth", tmp_path / "ours")
+    _, params = load_encoder(tmp_path / "ours", network="encoder")
+    np.testing.assert_array_equal(params["pos_embed"], state["pos_embed"][0])
+    with pytest.raises(UserError, match=r"positions = learned; the published code knows only"):
+        orbax_to_official(tmp_path / "ours", tmp_path / "back.pth.tar", epoch=None)
 
 
 def test_heads_are_asked_for_where_no_shape_and_no_published_width_tells(tmp_path):

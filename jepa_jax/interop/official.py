@@ -31,7 +31,8 @@ from jepa_jax.training.optimizer import make_optimizer
 from jepa_jax.training.schedules import make_schedules
 
 # The published moving average also averages the fixed positions, and the rounding of that adds up.
-_POSITION_TOLERANCE = 1e-3
+# Simulated, the 187,500 steps of ViT-H/14 make 1.4e-4 of it; another table differs by about 1.
+_POSITION_TOLERANCE = 1e-2
 _NOTED = ("epoch", "loss", "batch_size", "world_size", "lr", "scaler")
 Progress = Callable[[int], None]
 
@@ -103,10 +104,22 @@ def open_official(
         lines = check_names(given, [*tensors, positions], allow_partial=allow_partial)
         if lines:
             partial[name] = lines
-        if given.shapes.get(positions.name) == positions.shape:
-            drifted += [name] if _drift(given, positions, config) else []
+        if given.shapes.get(positions.name) != positions.shape:
+            continue  # and so --allow-partial was given
+        difference = _position_difference(given, positions, config)
+        if difference <= _POSITION_TOLERANCE:
+            drifted += [name] if difference else []
+        elif len(content) == 1:  # timm's models may have learned them
+            model = dataclasses.replace(config.model, positions="learned")
+            config = dataclasses.replace(config, model=model)
+        else:
+            raise UserError(
+                f"{given.where}: {positions.name} differs from the sine-cosine table of a "
+                f"{config.grid[0]} x {config.grid[1]} grid by up to {difference:.2g}; the "
+                "published networks have no others"
+            )
     step = None
-    if content.get("opt") and len(sources) == 3:
+    if content.get("opt") and len(sources) == 3 and not partial:
         step, groups = _check_optimizer(path, content["opt"], config)
         source["param_groups"] = groups
         b1, b2 = groups[0]["betas"]
@@ -247,18 +260,11 @@ def _dtype(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.") if plain else f"{tensor.layout} tensor"
 
 
-def _drift(given: TensorSource, positions: Tensor, config: Config) -> bool:
-    """Whether a file's positions differ from ours, though but by rounding."""
+def _position_difference(given: TensorSource, positions: Tensor, config: Config) -> float:
+    """Between a file's positions and ours, at most."""
     expected = sincos_positions(config.grid, positions.shape[2])
-    table = given.read(positions.name)[0]
-    difference = np.abs(table - expected).max()
-    if not difference <= _POSITION_TOLERANCE:
-        raise UserError(
-            f"{given.where}: {positions.name} differs from the sine-cosine table of a "
-            f"{config.grid[0]} x {config.grid[1]} grid by up to {difference:.2g}; the published "
-            "networks have no others"
-        )
-    return not np.array_equal(table, expected)
+    difference = np.abs(given.read(positions.name)[0] - expected).max()
+    return math.inf if np.isnan(difference) else float(difference)
 
 
 def _check_optimizer(
