@@ -49,9 +49,8 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--network",
         choices=NETWORKS,
-        default=NETWORKS[0],
         help="which of its two encoders: the moving average, which the paper evaluates, or the "
-        "context encoder (default: %(default)s)",
+        "context encoder (default: target_encoder, or else the only one that is there)",
     )
 
 

@@ -70,6 +70,7 @@ def orbax_to_official(
 def orbax_to_hf(source: pathlib.Path, destination: pathlib.Path, *, network: str) -> dict[str, Any]:
     """Converts one encoder; see `write_huggingface` for errors."""
     folder = checkpoint.find(source)
+    network = checkpoint.choose_network(folder, network)
     num_bytes = huggingface_bytes(checkpoint.read_config(folder))
     with new_output(destination) as path, _progress_bar(num_bytes) as progress:
         write_huggingface(folder, path, network=network, progress=progress)
@@ -131,8 +132,9 @@ def main() -> None:
         "--network",
         choices=NETWORKS,
         help="orbax-to-hf: the encoder to convert (default: target_encoder, which the paper "
-        "evaluates). hf-to-orbax, or a bare state dict: the encoder that it is (default: what the "
-        "folder says, or else encoder: the public conversions hold the context encoder)",
+        "evaluates, or else the only one there). hf-to-orbax, or a bare state dict: the encoder "
+        "that it is (default: what the folder says, or else encoder: the public conversions hold "
+        "the context encoder)",
     )
     parser.add_argument(
         "--epoch",
@@ -161,8 +163,7 @@ def main() -> None:
         elif arguments.verb == "orbax-to-official":
             result = orbax_to_official(source, destination, epoch=arguments.epoch)
         else:
-            network = arguments.network or NETWORKS[0]
-            result = orbax_to_hf(source, destination, network=network)
+            result = orbax_to_hf(source, destination, network=arguments.network)
         return {
             "verb": arguments.verb,
             "source": str(source),

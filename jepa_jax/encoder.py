@@ -122,7 +122,7 @@ class Encoder:
 def load_encoder(
     path: str | os.PathLike,
     *,
-    network: str = "target_encoder",
+    network: str | None = None,
     dtype: str = "float32",
 ) -> tuple[Encoder, Any]:
     """An encoder from a checkpoint: a function of parameters and images, and its parameters.
@@ -131,7 +131,7 @@ def load_encoder(
       path: a workdir of `jepa_jax.train` (its newest checkpoint is taken), one step's folder in it,
         or what `jepa_jax.convert` wrote.
       network: "target_encoder", the average that the paper evaluates, or "encoder", the context
-        encoder.
+        encoder; None: the first, or else the only one that a converted checkpoint holds.
       dtype: of the matrix products. "bfloat16" is faster on accelerators, and less exact; float32
         is computed as such even where the hardware has a faster approximation.
 
@@ -143,6 +143,7 @@ def load_encoder(
     """
     folder = checkpoint.find(pathlib.Path(path))
     config = checkpoint.read_config(folder)
+    network = checkpoint.choose_network(folder, network)
     params = checkpoint.restore_network(folder, network, make_objective(config))
     model = dataclasses.replace(config.model, dtype=dtype, remat="none")
     return Encoder(dataclasses.replace(config, model=model), network), params

@@ -25,18 +25,19 @@ from jepa_jax.training.compilation import use_compilation_cache
 
 
 def probe_checkpoint(
-    config: ProbeConfig, path: pathlib.Path, network: str = "target_encoder"
+    config: ProbeConfig, path: pathlib.Path, network: str | None = None
 ) -> dict[str, Any]:
     """Accuracy of an encoder in a checkpoint, and of its controls.
 
     Args:
       path: workdir, or folder of one checkpoint.
-      network: "target_encoder" or "encoder".
+      network: "target_encoder" or "encoder"; None: see `checkpoint.choose_network`.
 
     Raises:
       UserError: the checkpoint can't be read, or the data don't suit the probe.
     """
     folder = checkpoint.find(path)
+    network = checkpoint.choose_network(folder, network)
     trained = checkpoint.read_config(folder)
     data = probe_data(config, trained)
     use_compilation_cache()

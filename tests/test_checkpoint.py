@@ -119,7 +119,7 @@ def test_either_encoder_can_be_read(saved, config):
 def test_an_encoder_that_is_not_there_is_refused(saved, config):
     _, folder, _ = saved
     shutil.rmtree(folder / "target_encoder")
-    with pytest.raises(UserError, match=r"holds only the encoder; give --network encoder"):
+    with pytest.raises(UserError, match=r"holds only the encoder"):
         restore_target(folder, config)
     with pytest.raises(UserError, match=r"--network teacher: must be one of target_encoder, enc"):
         checkpoint.restore_network(folder, "teacher", make_objective(config))

@@ -281,8 +281,9 @@ def test_without_an_optimizer_training_is_refused_and_a_probe_is_not(content, tm
 def test_a_bare_state_dict_is_the_encoder_that_it_is_said_to_be(content, tmp_path):
     torch.save(content["encoder"], tmp_path / "vit.pth")
     assert to_orbax(tmp_path / "vit.pth", tmp_path / "a")["networks"] == ["encoder"]
-    with pytest.raises(UserError, match=r"holds only the encoder; give --network encoder"):
-        load_encoder(tmp_path / "a")
+    assert load_encoder(tmp_path / "a")[0].network == "encoder"  # there is no other
+    with pytest.raises(UserError, match=r"holds only the encoder"):
+        load_encoder(tmp_path / "a", network="target_encoder")
     options = {"network": "target_encoder"}
     assert to_orbax(tmp_path / "vit.pth", tmp_path / "b", **options)["networks"] == [
         "target_encoder"

@@ -26,6 +26,8 @@ from jepa_jax.objectives.objective import Objective
 from jepa_jax.training.ema import get_target, replace_target
 from jepa_jax.training.step import TrainState
 
+log = logging.getLogger(__name__)
+
 # A resumed run must agree on these with its checkpoint: another value would be another run.
 _FIXED = ("seed", "batch_size", "data", "model", "predictor", "init", "masks", "objective")
 # ... but for those, which change how it is computed and not what.
@@ -88,31 +90,36 @@ def restore_network(folder: pathlib.Path, network: str, objective: Objective) ->
       UserError: the checkpoint does not hold that network, or is incomplete, damaged, or of another
         architecture.
     """
-    held = networks(folder)
-    if network not in NETWORKS:
-        raise UserError(f"--network {network}: must be one of {', '.join(NETWORKS)}")
-    if network not in held:
-        raise UserError(
-            f"--network {network}: checkpoint {folder} holds only the {held[0]}; give --network "
-            f"{held[0]}"
-        )
+    choose_network(folder, network)
     like = jax.eval_shape(objective.init, jax.random.key(0))
     if (folder / network).is_dir():
         return read_item(folder / network, objective.target_of(like))
     return objective.target_of(read_item(folder / "params", like))
 
 
-def networks(folder: pathlib.Path) -> tuple[str, ...]:
-    """Which encoders a checkpoint holds: a converted one may have but one of the two.
+def choose_network(folder: pathlib.Path, asked: str | None) -> str:
+    """The name of the encoder to use.
+
+    Args:
+      asked: "target_encoder", "encoder", or None: the target encoder, or else the only one that a
+        converted checkpoint holds.
 
     Raises:
-      UserError: it has none.
+      UserError: the checkpoint does not hold what was asked for.
     """
     items = {"target_encoder": ("target_encoder",), "encoder": ("encoder", "params")}
-    held = tuple(n for n in NETWORKS if any((folder / item).is_dir() for item in items[n]))
+    held = [name for name in NETWORKS if any((folder / item).is_dir() for item in items[name])]
     if not held:
         raise UserError(f"checkpoint {folder}: it holds no encoder; it may be damaged")
-    return held
+    if asked is None:
+        if held[0] != NETWORKS[0]:
+            log.info("checkpoint %s holds only the context encoder, which is used", folder)
+        return held[0]
+    if asked not in NETWORKS:
+        raise UserError(f"--network {asked}: must be one of {', '.join(NETWORKS)}")
+    if asked not in held:
+        raise UserError(f"--network {asked}: checkpoint {folder} holds only the {held[0]}")
+    return asked
 
 
 def find(path: pathlib.Path) -> pathlib.Path:
