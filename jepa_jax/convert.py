@@ -24,6 +24,7 @@ import tqdm
 from jepa_jax.command_line import load_config, make_parser, new_output, run_command
 from jepa_jax.config import NETWORKS
 from jepa_jax.errors import UserError
+from jepa_jax.interop import converted
 from jepa_jax.interop.huggingface import (
     HuggingFace,
     huggingface_bytes,
@@ -89,7 +90,7 @@ def _to_orbax(
             log.warning("%s: %s; left out, or at its random initialisation", network, line)
     with new_output(destination) as workdir, _progress_bar(opened.num_bytes) as progress:
         folder = workdir / "checkpoints" / str(step or 0)
-        checkpoint.write(folder.absolute(), items(progress), config=config, source=opened.source)
+        converted.write(folder, items(progress), config=config, source=opened.source)
     model = config.model
     return {
         "step": step,

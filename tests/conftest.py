@@ -27,8 +27,8 @@ install_import_hook("jepa_jax", "beartype.beartype")
 
 from jepa_jax.command_line import load_config  # noqa: E402
 from jepa_jax.config import Config, resolve  # noqa: E402
+from jepa_jax.interop import converted  # noqa: E402
 from jepa_jax.objectives.ijepa import make_objective  # noqa: E402
-from jepa_jax.training import checkpoint  # noqa: E402
 
 
 def load_config_file(name: str) -> ml_collections.ConfigDict:
@@ -72,7 +72,7 @@ def small(tmp_path_factory) -> SmallCheckpoint:
         for tree in (params, params["encoder"])
     )
     items = [("params", params), ("target_encoder", target)]
-    checkpoint.write(folder, items, config=config, source={})
+    converted.write(folder, items, config=config, source={})
     return SmallCheckpoint(folder, config, params["encoder"], target)
 
 

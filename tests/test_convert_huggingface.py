@@ -15,6 +15,7 @@ from jepa_jax.convert import hf_to_orbax, orbax_to_hf
 from jepa_jax.encoder import load_encoder
 from jepa_jax.errors import UserError
 from jepa_jax.interop import huggingface
+from jepa_jax.interop.converted import read_source
 from jepa_jax.interop.names import HUGGINGFACE_5, PUBLISHED, encoder_tensors
 from jepa_jax.models.positions import sincos_positions
 from jepa_jax.training import checkpoint
@@ -150,7 +151,7 @@ def test_ours_there_and_back_is_bit_for_bit_the_tower_that_was_asked_for(small, 
     expected = getattr(small, network)
     assert trees_equal(jax.device_get(params), expected)
     assert encode.config.model.positions == "sincos"
-    assert checkpoint.read_source(checkpoint.find(tmp_path / "back"))["network"] == network
+    assert read_source(checkpoint.find(tmp_path / "back"))["network"] == network
 
 
 def test_shards_are_written_and_read(small, tmp_path, monkeypatch):
@@ -172,7 +173,9 @@ def test_shards_are_written_and_read(small, tmp_path, monkeypatch):
 def test_all_ways_to_name_them_are_read(small, tmp_path, style, prefix):
     """Of transformers 5, of a classification model, of timm, of a model wrapped for many GPUs."""
     arrays = flax.traverse_util.flatten_dict(small.encoder)
-    tensors = {prefix + t.name: t.fetch(arrays) for t in encoder_tensors(small.config, style)}
+    tensors = {
+        prefix + t.name: t.fetch(arrays[tensor.path]) for t in encoder_tensors(small.config, style)
+    }
     tensors[prefix + style.pos_embed] = sincos_positions(small.config.grid, 16)[None]
     safetensors.numpy.save_file(tensors, tmp_path / "vit.safetensors")
     result = to_orbax(tmp_path / "vit.safetensors", tmp_path / "ours", num_heads=2)

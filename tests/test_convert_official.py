@@ -14,6 +14,7 @@ from jepa_jax.config import resolve
 from jepa_jax.convert import official_to_orbax, orbax_to_official
 from jepa_jax.encoder import load_encoder
 from jepa_jax.errors import UserError
+from jepa_jax.interop.converted import read_source
 from jepa_jax.interop.official import parameter_groups
 from jepa_jax.objectives.ijepa import make_objective, target_tokens
 from jepa_jax.training import checkpoint
@@ -251,7 +252,7 @@ def test_allow_partial_takes_what_fits(content, tmp_path, converted):
     torch.save(content, tmp_path / "part.pth.tar")
     to_orbax(tmp_path / "part.pth.tar", tmp_path / "ours", allow_partial=True)
     folder = checkpoint.find(tmp_path / "ours")
-    partial = checkpoint.read_source(folder)["partial"]
+    partial = read_source(folder)["partial"]
     assert partial == {
         "target_encoder": ["missing: blocks.0.mlp.fc2.weight", "unexpected: head.weight"]
     }

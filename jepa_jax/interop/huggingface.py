@@ -1,6 +1,7 @@
 """Hugging Face's `IJepaModel`, and timm's vision transformers: safetensors, without PyTorch."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -25,7 +26,7 @@ from jepa_jax.interop.names import (
     Tensor,
     encoder_tensors,
 )
-from jepa_jax.interop.tensors import TensorSource, check_names, read_network
+from jepa_jax.interop.tensors import TensorSource, check_names, fetch_tensors, read_network
 from jepa_jax.models.positions import sincos_positions
 from jepa_jax.models.transformer import LAYER_NORM_EPS
 from jepa_jax.objectives.ijepa import make_objective
@@ -123,11 +124,7 @@ def huggingface_bytes(config: Config) -> int:
 
 
 def huggingface_items(found: HuggingFace, progress: Progress) -> Iterator[tuple[str, Any]]:
-    """The one item of our checkpoint that holds parameters; see `checkpoint.write`.
-
-    Raises:
-      UserError: a number is not finite.
-    """
+    """The one item of our checkpoint that holds parameters; see `converted.write`."""
     objective, key = make_objective(found.config), jax.random.key(found.config.seed)
     initial = jax.eval_shape(objective.init, key)
     if "partial" in found.source:
@@ -152,27 +149,20 @@ def write_huggingface(
       UserError: the checkpoint can't be read, or does not hold that network.
     """
     config = checkpoint.read_config(folder)
-    params = checkpoint.restore_network(folder, network, make_objective(config))
-    arrays = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params))
-    # There, positions are a tensor in either case.
-    tensors = encoder_tensors(_with(config, positions="learned"), HUGGINGFACE)
-    table = sincos_positions(config.grid, config.model.embed_dim)
-    arrays.setdefault(("pos_embed",), table)
+    like = jax.eval_shape(make_objective(config).init, jax.random.key(0))
+    if (folder / network).is_dir():
+        arrays = checkpoint.read_arrays(folder / network, like["encoder"])
+    else:
+        arrays = checkpoint.read_arrays(folder / "params", like, under=("encoder",))
+    if config.model.positions == "sincos":  # there, positions are a tensor in either case
+        table = sincos_positions(config.grid, config.model.embed_dim)
+        arrays = itertools.chain(arrays, [(("pos_embed",), table)])
     path.mkdir()
-    shards = _shards(tensors)
-    index, total = {}, 0
-    for number, shard in enumerate(shards, start=1):
-        name = WEIGHTS
-        if len(shards) > 1:
-            name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        fetched = {tensor.name: tensor.fetch(arrays) for tensor in shard}
-        metadata = {"format": "pt", "network": network}
-        safetensors.numpy.save_file(fetched, path / name, metadata=metadata)
-        size = sum(array.nbytes for array in fetched.values())
-        index, total = index | dict.fromkeys(fetched, name), total + size
-        progress(size)
+    tensors = encoder_tensors(_with(config, positions="learned"), HUGGINGFACE)
+    shards = _write_shards(fetch_tensors(arrays, tensors), path, network, progress)
     if len(shards) > 1:
-        weight_map = {"metadata": {"total_size": total}, "weight_map": index}
+        index = {name: file for file, names in shards.items() for name in names}
+        weight_map = {"metadata": {"total_size": huggingface_bytes(config)}, "weight_map": index}
         (path / INDEX).write_text(json.dumps(weight_map, indent=2))
     for name, content in _settings(config, network).items():
         (path / name).write_text(json.dumps(content, indent=2) + "\n")
@@ -226,17 +216,37 @@ def _style_of(names: Iterable[str]) -> Style | None:
     return None
 
 
-def _shards(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """Cut so that no file is larger than it should be, unless by one tensor."""
-    shards, size = [[]], 0
-    for tensor in tensors:
-        num_bytes = 4 * math.prod(tensor.shape)
-        if shards[-1] and size + num_bytes > _SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += num_bytes
-    return shards
+def _write_shards(
+    tensors: Iterable[tuple[Tensor, np.ndarray]],
+    path: pathlib.Path,
+    network: str,
+    progress: Progress,
+) -> dict[str, list[str]]:
+    """Writes tensors as they come; returns file name -> names of the tensors in it.
+
+    A new file begins where the last would become larger than it should.
+    """
+    held: list[list[str]] = []
+    pending: dict[str, np.ndarray] = {}
+
+    def write() -> None:
+        metadata = {"format": "pt", "network": network}
+        safetensors.numpy.save_file(pending, path / f"{len(held)}.part", metadata=metadata)
+        held.append(list(pending))
+        pending.clear()
+
+    for tensor, array in tensors:
+        if pending and sum(a.nbytes for a in pending.values()) + array.nbytes > _SHARD_BYTES:
+            write()
+        pending[tensor.name] = array
+        progress(array.nbytes)
+    write()
+    count, files = len(held), [WEIGHTS]
+    if count > 1:
+        files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    for i, file in enumerate(files):
+        (path / f"{i}.part").rename(path / file)
+    return dict(zip(files, held, strict=True))
 
 
 def _index_tensors(path: pathlib.Path) -> tuple[TensorSource, list[str]]:

@@ -12,8 +12,6 @@ import numpy as np
 
 from jepa_jax.config import Config
 
-Arrays = dict[tuple[str, ...], np.ndarray]  # our parameters, by path
-
 
 class Style(NamedTuple):
     """How one library names the parts of a vision transformer."""
@@ -75,14 +73,14 @@ class Tensor(NamedTuple):
     path: tuple[str, ...]  # of our array ...
     index: tuple[Any, ...]  # ... and the part of that array
 
-    def store(self, theirs: np.ndarray, ours: Arrays) -> None:
+    def store(self, theirs: np.ndarray, ours: np.ndarray) -> None:
         """Copies their numbers into our array."""
-        view = ours[self.path][self.index]
+        view = ours[self.index]
         view[...] = theirs.transpose(self.permutation).reshape(view.shape)
 
-    def fetch(self, ours: Arrays) -> np.ndarray:
+    def fetch(self, ours: np.ndarray) -> np.ndarray:
         """A copy of their tensor from our array."""
-        permuted = ours[self.path][self.index].reshape([self.shape[i] for i in self.permutation])
+        permuted = ours[self.index].reshape([self.shape[i] for i in self.permutation])
         return np.array(permuted.transpose(np.argsort(self.permutation)), order="C")
 
 

@@ -94,9 +94,9 @@ def open_official(
         base_is_given=base_is_given,
     )
     noted = {name: content[name] for name in _NOTED if _is_plain(content.get(name))}
-    if not base_is_given and isinstance(noted.get("batch_size"), int):
-        size = noted["batch_size"] * int(noted.get("world_size") or 1)
-        config = dataclasses.replace(config, batch_size=max(size, 1))
+    sizes = [noted.get("batch_size"), noted.get("world_size", 1)]
+    if not base_is_given and all(type(n) is int and 0 < n < 2**20 for n in sizes):
+        config = dataclasses.replace(config, batch_size=math.prod(sizes))
     source = {"format": "official", "file": path.name, "prefix": prefix, **noted}
     partial, drifted = {}, []
     for name, given in sources.items():
@@ -137,11 +137,7 @@ def open_official(
 
 
 def official_items(official: Official, progress: Progress) -> Iterator[tuple[str, Any]]:
-    """The items of our checkpoint, one in memory at a time; see `checkpoint.write`.
-
-    Raises:
-      UserError: a number is not finite.
-    """
+    """The items of our checkpoint; see `converted.write` and `read_network`."""
     config, networks = official.config, official.networks
     objective = make_objective(config)
     params = jax.eval_shape(objective.init, jax.random.key(config.seed))
@@ -173,7 +169,7 @@ def official_items(official: Official, progress: Progress) -> Iterator[tuple[str
             tables[name] = np.array(given.read(tensors_of(config, name)[1].name)[0])
         yield "positions", tables
     if official.step is not None:
-        step = np.int32(official.step)
+        step = np.array(official.step, np.int32)
         schedules = make_schedules(config, steps_per_epoch=1)  # only their names matter here
         optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
         state = replace_target(jax.eval_shape(optimizer.init, params), ())
@@ -242,6 +238,8 @@ def _load(path: pathlib.Path, network: str) -> dict[str, Any]:
         for key, value in state.items():
             if not isinstance(key, str) or not isinstance(value, torch.Tensor):
                 raise UserError(f"{path}: {name}: {key!r} is no named tensor")
+            if not _is_whole(value):
+                raise UserError(f"{path}: {name}: not all numbers of {key} are in the file")
     return content
 
 
@@ -250,14 +248,16 @@ def _source(path: pathlib.Path, network: str, state: dict[str, Any]) -> TensorSo
     return TensorSource(
         where=f"{path}: {network}",
         shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
-        dtypes={name: _dtype(tensor) for name, tensor in state.items()},
+        dtypes={name: str(t.dtype).removeprefix("torch.") for name, t in state.items()},
         read=lambda name: state[name].numpy(),
     )
 
 
-def _dtype(tensor: Any) -> str:
-    plain = str(tensor.layout) == "torch.strided" and tensor.device.type == "cpu"
-    return str(tensor.dtype).removeprefix("torch.") if plain else f"{tensor.layout} tensor"
+def _is_whole(tensor: Any) -> bool:
+    """Whether each number is there: none is left out, as in sparse tensors, or stands for many."""
+    if str(tensor.layout) != "torch.strided" or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _position_difference(given: TensorSource, positions: Tensor, config: Config) -> float:
@@ -272,36 +272,35 @@ def _check_optimizer(
 ) -> tuple[int, list[dict[str, Any]]]:
     """Optimizer steps taken, and the options of each parameter group."""
     where = f"{path}: opt"
-    groups = opt.get("param_groups") if isinstance(opt, dict) else None
-    state = opt.get("state") if isinstance(opt, dict) else None
-    if not isinstance(state, dict) or not isinstance(groups, list):
-        raise UserError(f"{where}: not the state of a torch.optim.AdamW")
+    try:
+        groups, state = opt["param_groups"], opt["state"]
+        given = [list(group["params"]) for group in groups]
+        options = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        for group in options:
+            b1, b2 = group["betas"]
+            if not (0 <= b1 < 1 and 0 <= b2 < 1 and group["eps"] > 0 and _is_plain(group)):
+                raise ValueError
+        steps = {float(entry["step"]) for entry in state.values()}
+    except Exception:  # whatever else it is
+        raise UserError(f"{where}: not the state of a torch.optim.AdamW") from None
     expected = [len(group) for group in parameter_groups(config)]
-    given = [len(group.get("params", ())) if isinstance(group, dict) else 0 for group in groups]
-    if given != expected:
-        raise UserError(f"{where}: has parameter groups of {given}, and not of {expected}")
-    steps = set()
-    for group, tensors in zip(groups, parameter_groups(config), strict=True):
-        if not _is_plain(group) or len(group.get("betas", ())) != 2 or "eps" not in group:
-            raise UserError(f"{where}: not the state of a torch.optim.AdamW")
-        for number, (network, tensor) in zip(group["params"], tensors, strict=True):
+    if [len(numbers) for numbers in given] != expected:
+        found = [len(numbers) for numbers in given]
+        raise UserError(f"{where}: has parameter groups of {found}, and not of {expected}")
+    for numbers, tensors in zip(given, parameter_groups(config), strict=True):
+        for number, (network, tensor) in zip(numbers, tensors, strict=True):
             if not tensor.path or not state:  # fixed positions; or no step was taken
                 continue
-            entry = state.get(number)
-            shapes = [
-                tuple(getattr(entry[name], "shape", ()))
-                for name in ("exp_avg", "exp_avg_sq")
-                if isinstance(entry, dict) and name in entry
-            ]
-            if shapes != [tensor.shape, tensor.shape]:
-                raise UserError(f"{where}: no moments of {network}'s {tensor.name} {tensor.shape}")
             for name in ("exp_avg", "exp_avg_sq"):
-                if _dtype(entry[name]) != "float32":
-                    raise UserError(f"{where}: {name} of {tensor.name} must be float32")
-            steps.add(float(entry.get("step", -1)))
-    if len(steps) > 1 or any(step != int(step) or step < 0 for step in steps):
+                moment = state.get(number, {}).get(name)
+                if tuple(getattr(moment, "shape", ())) != tensor.shape:
+                    raise UserError(
+                        f"{where}: no moments of {network}'s {tensor.name} {tensor.shape}"
+                    )
+                if str(moment.dtype) != "torch.float32" or not _is_whole(moment):
+                    raise UserError(f"{where}: {name} of {tensor.name} must be float32, and whole")
+    if len(steps) > 1 or not all(0 <= step < 2**31 and step == int(step) for step in steps):
         raise UserError(f"{where}: parameters have taken different numbers of steps, {steps}")
-    options = [{k: v for k, v in group.items() if k != "params"} for group in groups]
     return int(max(steps, default=0)), options
 
 

@@ -4,15 +4,14 @@ import itertools
 import pathlib
 from typing import Any
 
-import flax
 import jax
 import numpy as np
-import optax
 
 from jepa_jax.config import Config
 from jepa_jax.errors import UserError
+from jepa_jax.interop.converted import read_source
 from jepa_jax.interop.official import Progress, count_bytes, in_order, parameter_groups, tensors_of
-from jepa_jax.interop.tensors import fetch_all
+from jepa_jax.interop.tensors import fetch_tensors
 from jepa_jax.interop.torch_file import import_torch
 from jepa_jax.models.positions import sincos_positions
 from jepa_jax.models.transformer import LAYER_NORM_EPS
@@ -60,7 +59,7 @@ def write_official(
       UserError: the checkpoint can't be read, or the format can't hold it.
     """
     torch, config = import_torch(), checkpoint.read_config(folder)
-    source = checkpoint.read_source(folder)
+    source = read_source(folder)
     for name, value in (("positions", "sincos"), ("layer_norm_eps", LAYER_NORM_EPS)):
         if getattr(config.model, name) != value:
             raise UserError(
@@ -70,23 +69,24 @@ def write_official(
     params = jax.eval_shape(make_objective(config).init, jax.random.key(0))
     tables = _position_tables(folder, source, config)
 
-    def state_dict(network: str, tree: Any) -> dict[str, Any]:
+    def state_dict(network: str, item: str, like: Any, under: tuple[str, ...]) -> dict[str, Any]:
         tensors, positions = tensors_of(config, network)
         table = tables.get(network, sincos_positions(config.grid, positions.shape[2]))
-        arrays = fetch_all(tensors, _flatten(tree), progress) | {positions.name: table[None]}
-        order = [tensor.name for tensor in in_order(config, network)]
+        fetched = {positions.name: torch.from_numpy(table[None].copy())}
+        arrays = checkpoint.read_arrays(folder / item, like, under=under)
+        for tensor, array in fetch_tensors(arrays, tensors):
+            fetched[tensor.name] = torch.from_numpy(array)
+            progress(array.nbytes)
         prefix = source.get("prefix", "module.")
-        return {prefix + name: torch.from_numpy(arrays[name]) for name in order}
+        return {prefix + t.name: fetched[t.name] for t in in_order(config, network)}
 
     content: dict[str, Any] = {}
     if (folder / "params").is_dir():
-        tree = dict(checkpoint.read_item(folder / "params", params))
         for network in ("encoder", "predictor"):
-            content[network] = state_dict(network, tree.pop(network))
+            content[network] = state_dict(network, "params", params, (network,))
     for network in ("encoder", "target_encoder"):
         if (folder / network).is_dir():
-            tree = checkpoint.read_item(folder / network, params["encoder"])
-            content[network] = state_dict(network, tree)
+            content[network] = state_dict(network, network, params["encoder"], ())
     networks = list(content)
     if (folder / "optimizer_state").is_dir():
         content["opt"] = _optimizer(folder, config, source, params, progress)
@@ -129,20 +129,21 @@ def _optimizer(
     optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
     state = replace_target(jax.eval_shape(optimizer.init, params), ())
     like = {"step": jax.ShapeDtypeStruct((), np.int32), "state": state}
-    restored = checkpoint.read_item(folder / "optimizer_state", like)
-    step = int(restored["step"])
-    moments: dict[str, dict[str, np.ndarray]] = {}
-    for field, name in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
-        trees = dict(optax.tree.get(restored["state"], field))
-        restored["state"] = optax.tree.set(restored["state"], **{field: ()})  # let it go
-        for network in ("encoder", "predictor"):
-            arrays = _flatten(trees.pop(network))
-            tensors, _ = tensors_of(config, network)
-            for key, array in fetch_all(tensors, arrays, progress).items():
-                moments.setdefault(f"{network}.{key}", {})[name] = array
+    tensors = {name: tensors_of(config, name)[0] for name in ("encoder", "predictor")}
+    step, moments = 0, {}
+    for path, array in checkpoint.read_arrays(folder / "optimizer_state", like):
+        if path == ("step",):
+            step = int(array)
+        for field, name in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
+            if field in path:
+                network, *below = path[path.index(field) + 1 :]
+                for tensor, moment in fetch_tensors([(tuple(below), array)], tensors[network]):
+                    moments[network, tensor.name, name] = torch.from_numpy(moment)
+                    progress(moment.nbytes)
+        del array  # before the next one is read
     adam, numbers, entries, groups = config.optimizer, itertools.count(), {}, []
-    for i, tensors in enumerate(parameter_groups(config)):
-        group_numbers = [next(numbers) for _ in tensors]
+    for i, group in enumerate(parameter_groups(config)):
+        group_numbers = [next(numbers) for _ in group]
         excluded = i >= 2
         options = {"WD_exclude": True, "weight_decay": 0} if excluded else {}
         options |= {"lr": adam.lr, "betas": (adam.b1, adam.b2), "eps": adam.eps, **_ADAMW_OPTIONS}
@@ -151,14 +152,9 @@ def _optimizer(
             options = dict(source["param_groups"][i])
             options["betas"] = tuple(options["betas"])
         groups.append(options | {"params": group_numbers})
-        for number, (network, tensor) in zip(group_numbers, tensors, strict=True):
+        for number, (network, tensor) in zip(group_numbers, group, strict=True):
             if tensor.path and step:  # PyTorch has no entry for what got no gradient yet
-                pair = moments.pop(f"{network}.{tensor.name}")
                 entries[number] = {"step": torch.tensor(float(step))} | {
-                    name: torch.from_numpy(pair[name]) for name in ("exp_avg", "exp_avg_sq")
+                    name: moments[network, tensor.name, name] for name in ("exp_avg", "exp_avg_sq")
                 }
     return {"state": entries, "param_groups": groups}
-
-
-def _flatten(tree: Any) -> dict[tuple[str, ...], np.ndarray]:
-    return flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, tree))

@@ -1,13 +1,15 @@
 """Reading a network from another library's tensors: all of it, and nothing else."""
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax
 import numpy as np
 
 from jepa_jax.errors import UserError
-from jepa_jax.interop.names import Arrays, Tensor
+from jepa_jax.interop.converted import LazyArray
+from jepa_jax.interop.names import Tensor
 
 
 class TensorSource(NamedTuple):
@@ -69,43 +71,50 @@ def read_network(
     initial: Mapping[tuple[str, ...], Any],
     progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Our parameters (or moments) of a network.
+    """Our parameters (or moments) of a network, as `LazyArray`s.
+
+    Reading one raises a `UserError` where a number is not finite.
 
     Args:
       initial: path -> what our array starts from: an array, or just its shape where the file has
         all of it.
       progress: is told of bytes as they are read.
-
-    Raises:
-      UserError: a number is not finite.
     """
-    arrays: Arrays = {
-        path: np.array(leaf) if hasattr(leaf, "__array__") else np.zeros(leaf.shape, leaf.dtype)
-        for path, leaf in initial.items()
-    }
-    for tensor in tensors:
-        if tuple(source.shapes.get(tensor.name, ())) != tensor.shape:
-            continue  # reported by check_names
-        theirs = source.read(tensor.name)
-        if not np.isfinite(theirs).all():
-            raise UserError(f"{source.where}: {tensor.name} has numbers that are not finite")
-        tensor.store(theirs, arrays)
-        progress(theirs.nbytes)
-    return flax.traverse_util.unflatten_dict(arrays)
+    # Those of another shape were reported by check_names.
+    fitting = [t for t in tensors if tuple(source.shapes.get(t.name, ())) == t.shape]
+
+    def read(path: tuple[str, ...]) -> np.ndarray:
+        start = initial[path]
+        array = np.array(start) if hasattr(start, "__array__") else np.empty(start.shape, "f4")
+        for tensor in fitting:
+            if tensor.path == path:
+                theirs = source.read(tensor.name)
+                if not np.isfinite(theirs).all():
+                    raise UserError(
+                        f"{source.where}: {tensor.name} has numbers that are not finite"
+                    )
+                tensor.store(theirs, array)
+                progress(theirs.nbytes)
+        return array
+
+    return flax.traverse_util.unflatten_dict(
+        {
+            path: LazyArray(leaf.shape, functools.partial(read, path))
+            for path, leaf in initial.items()
+        }
+    )
 
 
-def fetch_all(
-    tensors: Iterable[Tensor], arrays: Arrays, progress: Callable[[int], None]
-) -> dict[str, np.ndarray]:
-    """Their tensors from our arrays, which are let go of one by one: the memory is needed."""
-    fetched, tensors = {}, list(tensors)
-    for path in {tensor.path: None for tensor in tensors}:
+def fetch_tensors(
+    arrays: Iterable[tuple[tuple[str, ...], np.ndarray]], tensors: Iterable[Tensor]
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Their tensors from our arrays (path, array), in the arrays' order."""
+    tensors = list(tensors)
+    for path, array in arrays:
         for tensor in tensors:
             if tensor.path == path:
-                fetched[tensor.name] = tensor.fetch(arrays)
-                progress(fetched[tensor.name].nbytes)
-        del arrays[path]
-    return {tensor.name: fetched[tensor.name] for tensor in tensors}
+                yield tensor, tensor.fetch(array)
+        del array  # before the next one is read
 
 
 def _listed(names: list[str]) -> str:

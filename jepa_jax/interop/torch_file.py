@@ -20,7 +20,8 @@ def import_torch() -> Any:
     """PyTorch, which this format needs.
 
     Raises:
-      UserError: it is not installed.
+      UserError: it is not installed, or so old that hostile files get past `weights_only`
+        (CVE-2025-32434, CVE-2026-24747).
     """
     try:
         import torch
@@ -29,6 +30,12 @@ def import_torch() -> Any:
             "PyTorch reads and writes this format, and is not installed: "
             "pip install -r requirements-interop.txt"
         ) from None
+    version = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
+    if version < (2, 10):
+        raise UserError(
+            f"PyTorch {torch.__version__} can be made to run code by the files that it reads: 2.10 "
+            "or later is needed; pip install -r requirements-interop.txt"
+        )
     return torch
 
 

@@ -8,16 +8,18 @@ A checkpoint that `jepa_jax.convert` wrote has a fifth, `source`, which says whe
 may lack `optimizer_state`, and hold but one encoder, as `target_encoder` or as `encoder`.
 """
 
+import functools
 import gc
 import json
 import logging
 import pathlib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jepa_jax.config import NETWORKS, Config, differences, from_mapping, to_dict
@@ -187,37 +189,6 @@ def check_resumable(folder: pathlib.Path, config: Config) -> dict[str, tuple[Any
     return changed
 
 
-def write(
-    folder: pathlib.Path,
-    items: Iterable[tuple[str, Any]],
-    *,
-    config: Config,
-    source: dict[str, Any],
-) -> None:
-    """Writes a checkpoint of other origin, an item at a time.
-
-    Args:
-      folder: to be made.
-      items: (name, tree of NumPy arrays); one tree is dropped before the next is asked for.
-      source: where it came from, for JSON.
-    """
-    # First what is small, as one checkpoint: that leaves the file by which Orbax knows a step.
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        jsons = {"config": to_dict(config), "source": source}
-        small = {name: ocp.args.JsonSave(value) for name, value in jsons.items()}
-        checkpointer.save(folder, args=ocp.args.Composite(**small))
-    for name, tree in items:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(folder / name, args=ocp.args.StandardSave(tree))
-        del tree
-
-
-def read_source(folder: pathlib.Path) -> dict[str, Any]:
-    """What `write` noted of a checkpoint's origin; empty for a run's own."""
-    path = folder / "source" / "metadata"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
 def split(state: TrainState) -> dict[str, Any]:
     """The state as the items of a checkpoint."""
     return {
@@ -236,14 +207,62 @@ def read_item(folder: pathlib.Path, like: Any) -> Any:
     Raises:
       UserError: it is incomplete, damaged, or of another architecture.
     """
-    checkpointer, reason = ocp.StandardCheckpointer(), None
-    # Orbax reports a failure at length, in its log and from its abandoned coroutines; ours is one
-    # line.
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    logging.disable(logging.CRITICAL)
-    try:
+
+    def read() -> Any:
+        checkpointer = ocp.StandardCheckpointer()
         _check_same(folder, checkpointer.metadata(folder).item_metadata.tree, like)
         return checkpointer.restore(folder, like)
+
+    return _in_one_line(folder, read)
+
+
+def read_arrays(
+    folder: pathlib.Path, like: Any, *, under: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """The arrays of one item, one in memory at a time.
+
+    Args:
+      like: shapes and types of the whole item.
+      under: only what is below this path.
+
+    Yields:
+      (path below `under`, array).
+
+    Raises:
+      UserError: the item is incomplete, damaged, or of another architecture.
+    """
+
+    def check() -> None:
+        metadata = ocp.StandardCheckpointer().metadata(folder)
+        _check_same(folder, metadata.item_metadata.tree, like)
+
+    _in_one_line(folder, check)
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(like), strict=True)
+    structure = jax.tree.structure(like)
+    as_numpy = structure.unflatten([ocp.RestoreArgs(restore_type=np.ndarray)] * len(leaves))
+
+    def read(number: int) -> np.ndarray:
+        others = [ocp.PLACEHOLDER] * len(leaves)
+        others[number] = leaves[number]
+        arguments = ocp.args.PyTreeRestore(structure.unflatten(others), restore_args=as_numpy)
+        restored = ocp.PyTreeCheckpointer().restore(folder, args=arguments)
+        return jax.tree.leaves(restored)[number]
+
+    for number, path in enumerate(paths):
+        names = tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
+        if names[: len(under)] == under:
+            yield names[len(under) :], _in_one_line(folder, functools.partial(read, number))
+
+
+def _in_one_line(folder: pathlib.Path, read: Callable[[], Any]) -> Any:
+    """Calls `read`; whatever Orbax raises becomes a `UserError`.
+
+    Orbax reports a failure at length, in its log and from its abandoned coroutines.
+    """
+    hook, sys.unraisablehook, reason = sys.unraisablehook, lambda _: None, None
+    logging.disable(logging.CRITICAL)
+    try:
+        return read()
     except UserError:
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are file formats

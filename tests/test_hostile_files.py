@@ -1,0 +1,460 @@
+"""Over 500 damaged and hostile files: each is refused in one line, runs nothing, leaves nothing.
+
+Where a format can't show the damage (fields of a zip header that nobody reads, a learning rate with
+another last bit), the file may be read, but whole.
+"""
+
+import io
+import json
+import os
+import pathlib
+import pickle
+import resource
+import shutil
+import stat
+import struct
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import REPOSITORY
+
+from jepa_jax.command_line import load_config
+from jepa_jax.convert import hf_to_orbax, official_to_orbax, orbax_to_hf
+from jepa_jax.errors import UserError
+from jepa_jax.interop.converted import LazyArray
+from jepa_jax.interop.huggingface import huggingface_items, open_huggingface
+from jepa_jax.interop.official import official_items, open_official
+
+TRACE = pathlib.Path(__file__).parent / "data" / "reference_tiny" / "end.pth.tar"
+OPTIONS = {
+    "base": load_config(str(REPOSITORY / "configs" / "in1k_vith14_ep300.py"), []),
+    "base_is_given": False,
+    "num_heads": None,
+    "allow_partial": False,
+    "network": None,
+}
+
+
+def assert_refused(convert, source, **options):
+    before = sorted(source.parent.iterdir())
+    with pytest.raises(UserError) as error:
+        convert(source, source.parent / "ours", **(OPTIONS | options))
+    message = str(error.value)
+    assert "\n" not in message
+    assert len(message) < 2000
+    assert sorted(source.parent.iterdir()) == before
+    return message
+
+
+def read_or_refusal(read):
+    """What a reader gives, or its `UserError`; anything else that it raises is a failure."""
+    try:
+        return read()
+    except UserError as error:
+        return error
+
+
+def is_refusal(found):
+    assert "\n" not in str(found) or not isinstance(found, UserError)
+    return isinstance(found, UserError)
+
+
+def assert_equal_arrays(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+# Damage to bytes, whatever they mean.
+
+
+def cut(rng, whole):
+    return whole[: rng.integers(len(whole))]
+
+
+def cut_the_beginning(rng, whole):
+    return whole[rng.integers(1, len(whole)) :]
+
+
+def shuffle(rng, whole):
+    parts = np.array_split(np.frombuffer(whole, np.uint8), 8)
+    return np.concatenate([parts[i] for i in rng.permutation(8)]).tobytes()
+
+
+def blank(rng, whole):
+    start, length = rng.integers(len(whole) // 2), len(whole) // 4
+    return whole[:start] + bytes(length) + whole[start + length :]
+
+
+def flip(rng, whole):
+    i = rng.integers(len(whole))
+    return whole[:i] + bytes([whole[i] ^ 1 << rng.integers(8)]) + whole[i + 1 :]
+
+
+def insert(rng, whole):
+    i = rng.integers(len(whole))
+    return whole[:i] + rng.bytes(7) + whole[i:]
+
+
+def damage(kind, whole, count):
+    rng = np.random.default_rng(0)
+    while count:
+        damaged = kind(rng, whole)
+        if damaged != whole:
+            yield damaged
+            count -= 1
+
+
+# torch.save's files
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture
+def content(torch):
+    """The recorded checkpoint, to be changed."""
+    return torch.load(TRACE, weights_only=True)
+
+
+def to_orbax(source, destination, **options):
+    return official_to_orbax(source, destination, **(options | {"num_heads": 3}))
+
+
+def read_all(items):
+    """Every array of the items that a converter would write."""
+    return jax.tree.map(
+        lambda leaf: leaf.read() if isinstance(leaf, LazyArray) else leaf, dict(items)
+    )
+
+
+def read_official(source):
+    official = open_official(source, **(OPTIONS | {"num_heads": 3}))
+    return read_all(official_items(official, lambda num_bytes: None))
+
+
+def repack(change):
+    """The recorded archive with its members (name, bytes) changed, and right checksums."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(TRACE) as old, zipfile.ZipFile(packed, "w") as new:
+        for name, data in change([(name, old.read(name)) for name in old.namelist()]):
+            new.writestr(name, data)
+    return packed.getvalue()
+
+
+def with_pickle(data):
+    return repack(lambda members: [("end.pth/data.pkl", data), *members[1:]])
+
+
+@pytest.mark.parametrize("kind", [cut, cut_the_beginning, shuffle, blank])
+def test_a_torn_pytorch_file_is_refused(torch, tmp_path, kind):
+    source = tmp_path / "a.pth.tar"
+    for damaged in damage(kind, TRACE.read_bytes(), 40):
+        source.write_bytes(damaged)
+        assert_refused(to_orbax, source)
+
+
+@pytest.mark.parametrize("kind", [flip, insert])
+def test_a_damaged_pytorch_file_is_refused_or_read_as_it_was(torch, tmp_path, kind):
+    source, expected = tmp_path / "a.pth.tar", read_official(TRACE)
+    refusals = 0
+    for damaged in damage(kind, TRACE.read_bytes(), 50):
+        source.write_bytes(damaged)
+        found = read_or_refusal(lambda: read_official(source))
+        if is_refusal(found):
+            refusals += 1
+        else:
+            assert_equal_arrays(found, expected)
+    assert refusals >= 40
+
+
+def test_damage_to_the_pickle_alone_is_refused_or_harmless(torch, tmp_path):
+    """With right checksums, so that it reaches the machine that runs the pickle."""
+    source = tmp_path / "a.pth.tar"
+    with zipfile.ZipFile(TRACE) as archive:
+        plain = archive.read("end.pth/data.pkl")
+    refusals = 0
+    for kind in (flip, insert, cut, blank):
+        for damaged in damage(kind, plain, 30):
+            source.write_bytes(with_pickle(damaged))
+            found = read_or_refusal(lambda: read_official(source))
+            if is_refusal(found):
+                refusals += 1
+            else:
+                assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    assert refusals >= 100
+
+
+class Attack:
+    """Pickled, it is a call that whoever unpickles it makes."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("place", ["all", "epoch", "encoder", "tensor", "opt"])
+def test_a_pickle_that_would_run_code_runs_none(torch, content, tmp_path, place, protocol):
+    canary, source = tmp_path / "canary", tmp_path / "a.pth.tar"
+    for attack in (
+        Attack(os.system, f"touch {canary}"),
+        Attack(eval, f"open({str(canary)!r}, 'w')"),
+        Attack(open, str(canary), "w"),
+        Attack(pathlib.Path.touch, canary),
+        Attack(getattr, "text", "upper"),
+        Attack(torch.hub.load, str(tmp_path), "anything"),
+    ):
+        if place == "all":
+            hostile = attack
+        elif place == "tensor":
+            hostile = content | {"encoder": content["encoder"] | {"module.norm.weight": attack}}
+        else:
+            hostile = content | {place: attack}
+        torch.save(hostile, source, pickle_protocol=protocol)
+        assert "could run any code" in assert_refused(to_orbax, source)
+        source.write_bytes(pickle.dumps(attack, protocol))  # as before PyTorch 1.6, no archive
+        assert_refused(to_orbax, source)
+        assert not canary.exists()
+
+
+def _symlink(name):
+    member = zipfile.ZipInfo(name)
+    member.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return member
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        "../escaped",
+        "end.pth/../../escaped",
+        "/tmp/escaped",
+        "end.pth//escaped",
+        "end.pth\\..\\escaped",
+        "other/escaped",
+        "escaped",
+        "end.pth/./escaped",
+        _symlink("end.pth/escaped"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_an_archive_with_paths_of_its_own_is_refused(torch, tmp_path, member, first):
+    source = tmp_path / "a.pth.tar"
+
+    def add(members):
+        return [(member, b"/etc/passwd"), *members] if first else [*members, (member, b"x")]
+
+    source.write_bytes(repack(add))
+    assert_refused(to_orbax, source)
+    assert not (tmp_path.parent / "escaped").exists()
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(torch, tmp_path):
+    """200 MB of zeros in 200 kB; and a member that is there twice."""
+    source = tmp_path / "a.pth.tar"
+    with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(4):
+            archive.writestr(f"end.pth/data/{i}", bytes(50_000_000))
+    assert source.stat().st_size < 1_000_000
+    assert_refused(to_orbax, source)
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        source.write_bytes(repack(lambda members: [*members, members[5]]))
+    assert_refused(to_orbax, source)
+
+
+def test_tensors_of_other_types_are_refused(torch, content, tmp_path):
+    source = tmp_path / "a.pth.tar"
+    changes = [
+        *(
+            lambda x, dtype=dtype: x.to(dtype)
+            for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.bool)
+        ),
+        lambda x: x.to(torch.complex64),
+        lambda x: x.to_sparse(),
+        lambda x: x.to("meta"),
+        lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+        lambda x: x.numpy(),
+        lambda x: x.tolist(),
+        lambda x: torch.full_like(x, torch.nan),
+    ]
+    for change in changes:
+        for network in ("encoder", "predictor", "target_encoder"):
+            name = "module.norm.weight" if network != "predictor" else "module.mask_token"
+            state = content[network] | {name: change(content[network][name])}
+            torch.save(content | {network: state}, source)
+            assert_refused(to_orbax, source)
+
+
+def test_sizes_that_the_file_can_not_hold_are_refused_before_memory_is_taken(
+    torch, content, tmp_path
+):
+    """Views of one number: a few bytes that claim to be gigabytes."""
+    source, one = tmp_path / "a.pth.tar", torch.zeros(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for network, name, shape in (
+        ("encoder", "module.patch_embed.proj.weight", (1 << 31, 3, 8, 8)),
+        ("encoder", "module.patch_embed.proj.weight", (48, 3, 1 << 20, 1 << 20)),
+        ("encoder", "module.pos_embed", (1, 1 << 40, 48)),
+        ("encoder", "module.blocks.0.mlp.fc1.weight", (1 << 40, 48)),
+        ("target_encoder", "module.norm.weight", (1 << 40,)),
+        ("predictor", "module.predictor_embed.weight", (1 << 40, 48)),
+        ("predictor", "module.mask_token", (1, 1, 1 << 40)),
+    ):
+        state = content[network] | {name: one.expand(shape)}
+        torch.save(content | {network: state}, source)
+        assert_refused(to_orbax, source)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+@pytest.mark.parametrize("number", [48, 64, 192, 2304])
+def test_sizes_in_the_pickle_that_the_file_can_not_hold_take_no_memory(torch, tmp_path, number):
+    """Shapes, strides and lengths; PyTorch goes by the file where it knows a length better."""
+    source, expected = tmp_path / "a.pth.tar", read_official(TRACE)
+    with zipfile.ZipFile(TRACE) as archive:
+        plain = archive.read("end.pth/data.pkl")
+    code = b"K" + bytes([number]) if number < 256 else b"M" + struct.pack("<H", number)
+    assert code in plain
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for huge in (1 << 31, 1 << 40, 1 << 62, -1):
+        data = b"\x8a\x08" + huge.to_bytes(8, "little", signed=True)
+        source.write_bytes(with_pickle(plain.replace(code, data)))
+        found = read_or_refusal(lambda: read_official(source))
+        if not is_refusal(found):
+            assert_equal_arrays(found, expected)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+def test_a_pytorch_with_known_holes_is_not_used(torch, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "__version__", "2.9.1")
+    with pytest.raises(UserError, match=r"PyTorch 2\.9\.1 .* 2\.10"):
+        to_orbax(TRACE, tmp_path / "ours", **OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+# safetensors
+
+
+@pytest.fixture
+def folder(small, tmp_path):
+    """A Hugging Face folder, to be damaged."""
+    orbax_to_hf(small.folder, tmp_path / "hf", network="encoder")
+    return tmp_path / "hf"
+
+
+def read_huggingface(folder):
+    found = open_huggingface(folder, **OPTIONS)
+    return read_all(huggingface_items(found, lambda num_bytes: None))
+
+
+def header_of(whole):
+    end = 8 + struct.unpack("<Q", whole[:8])[0]
+    return whole[8:end], whole[end:]
+
+
+def with_header(header, data):
+    return struct.pack("<Q", len(header)) + header + data
+
+
+@pytest.mark.parametrize("kind", [cut, cut_the_beginning, shuffle, insert])
+def test_a_torn_safetensors_file_is_refused(folder, kind):
+    weights = folder / "model.safetensors"
+    for damaged in damage(kind, weights.read_bytes(), 25):
+        weights.write_bytes(damaged)
+        assert_refused(hf_to_orbax, folder)
+
+
+def test_a_damaged_header_is_refused_or_read_as_it_was(folder):
+    weights, expected = folder / "model.safetensors", read_huggingface(folder)
+    header, data = header_of(weights.read_bytes())
+    refusals = 0
+    for kind in (flip, insert, shuffle):
+        for damaged in damage(kind, header, 30):
+            weights.write_bytes(with_header(damaged, data))
+            found = read_or_refusal(lambda: read_huggingface(folder))
+            if is_refusal(found):
+                refusals += 1
+            else:
+                assert_equal_arrays(found, expected)
+    assert refusals >= 80
+
+
+def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(folder):
+    weights = folder / "model.safetensors"
+    header, data = header_of(weights.read_bytes())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for length in (0, 1, 7, len(header) + 1, 100_000_001, 1 << 40, (1 << 63) + 5, (1 << 64) - 1):
+        weights.write_bytes(struct.pack("<Q", length) + header + data)
+        assert_refused(hf_to_orbax, folder)
+    plain = json.loads(header)
+    for change in (
+        {"shape": [1 << 62]},
+        {"shape": [-16]},
+        {"shape": [1 << 64]},
+        {"data_offsets": [0, 1 << 40]},
+        {"data_offsets": [64, 0]},
+        {"data_offsets": [0, 64]},  # as another tensor has
+        {"dtype": "F16"},
+        {"dtype": "BF16"},
+        {"dtype": "I32"},
+        {"dtype": "F64"},
+        {"dtype": "nonsense"},
+    ):
+        changed = plain | {"layernorm.bias": plain["layernorm.bias"] | change}
+        weights.write_bytes(with_header(json.dumps(changed).encode(), data))
+        assert_refused(hf_to_orbax, folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_refused(folder, number):
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    tensors["layernorm.bias"][3] = number
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    assert "layernorm.bias" in assert_refused(hf_to_orbax, folder)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"weight_map": {"a": "../model.safetensors"}},
+        {"weight_map": {"a": "/etc/passwd"}},
+        {"weight_map": {"a": "..\\model.safetensors"}},
+        {"weight_map": {"a": ".."}},
+        {"weight_map": {"a": "missing.safetensors"}},
+        {"weight_map": {"a": None}},
+        {"weight_map": ["model.safetensors"]},
+        {"weight_map": {}},
+        {},
+        [],
+        "text",
+    ],
+)
+def test_an_index_that_names_other_files_is_refused(folder, index):
+    """Though the other file is there, and would do."""
+    shutil.copy(folder / "model.safetensors", folder.parent)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_refused(hf_to_orbax, folder)
+
+
+def test_settings_that_are_none_are_refused(folder):
+    plain = (folder / "config.json").read_bytes()
+    for damaged in [*damage(cut, plain.rstrip()[:-1], 20), b"[" * 100_000, b"\xff\xfe", b"null"]:
+        (folder / "config.json").write_bytes(damaged)
+        assert_refused(hf_to_orbax, folder)
+
+
+def test_a_pickle_in_place_of_safetensors_is_refused(folder, tmp_path):
+    canary = tmp_path / "canary"
+    hostile = pickle.dumps(Attack(os.system, f"touch {canary}"))
+    for name in ("pytorch_model.bin", "model.safetensors", "config.json"):
+        (folder / name).write_bytes(hostile)
+        if name == "pytorch_model.bin":
+            (folder / "model.safetensors").unlink()
+        assert_refused(hf_to_orbax, folder)
+        assert not canary.exists()
