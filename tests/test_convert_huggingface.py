@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import flax
 import jax
@@ -11,7 +12,7 @@ import safetensors.numpy
 from conftest import REPOSITORY
 
 from jepa_jax.command_line import load_config
-from jepa_jax.convert import hf_to_orbax, orbax_to_hf
+from jepa_jax.convert import hf_to_orbax, orbax_to_hf, orbax_to_official
 from jepa_jax.encoder import load_encoder
 from jepa_jax.errors import UserError
 from jepa_jax.interop import huggingface
@@ -174,7 +175,7 @@ def test_all_ways_to_name_them_are_read(small, tmp_path, style, prefix):
     """Of transformers 5, of a classification model, of timm, of a model wrapped for many GPUs."""
     arrays = flax.traverse_util.flatten_dict(small.encoder)
     tensors = {
-        prefix + t.name: t.fetch(arrays[tensor.path]) for t in encoder_tensors(small.config, style)
+        prefix + t.name: t.fetch(arrays[t.path]) for t in encoder_tensors(small.config, style)
     }
     tensors[prefix + style.pos_embed] = sincos_positions(small.config.grid, 16)[None]
     safetensors.numpy.save_file(tensors, tmp_path / "vit.safetensors")
@@ -279,3 +280,12 @@ def test_the_preprocessing_is_written_for_their_image_processor(small, tmp_path)
     assert (processor.size["height"], processor.size["width"]) == data.image_size
     assert tuple(processor.image_mean) == data.mean
     assert tuple(processor.image_std) == data.std
+
+
+def test_pytorch_is_needed_for_its_own_files_alone(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    orbax_to_hf(small.folder, tmp_path / "hf", network="encoder")
+    to_orbax(tmp_path / "hf", tmp_path / "ours")
+    with pytest.raises(UserError, match=r"not installed: pip install -r requirements-interop\.txt"):
+        orbax_to_official(small.folder, tmp_path / "a.pth.tar", epoch=None)
+    assert not (tmp_path / "a.pth.tar").exists()
