@@ -1,11 +1,13 @@
-"""The persistent compilation cache: private, and never in the way."""
+"""Compiling in the background; and the persistent cache: private, and never in the way."""
 
 import stat
+import threading
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from jepa_jax.training.compilation import use_compilation_cache
+from jepa_jax.training.compilation import compile_ahead, use_compilation_cache
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +40,43 @@ def test_a_folder_named_by_the_user_is_left_to_jax(tmp_path, monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     assert use_compilation_cache() == tmp_path
     assert jax.config.jax_compilation_cache_dir == before
+
+
+class SlowStep:
+    """Like a jitted step, but its second shape compiles only when the test allows it."""
+
+    def __call__(self, state, batch):
+        raise AssertionError("it is only ever compiled")
+
+    def __init__(self):
+        self.allowed = threading.Event()
+        self.order = []
+
+    def lower(self, state, batch):
+        self.order.append(len(batch["x"].shape))
+        if len(self.order) > 1:
+            assert self.allowed.wait(timeout=60)
+        return jax.jit(lambda state, batch: state + batch["x"].sum()).lower(state, batch)
+
+
+def shapes_of_rank(*ranks):
+    return [{"x": jax.ShapeDtypeStruct((2,) * rank, jnp.float32)} for rank in ranks]
+
+
+def test_the_first_shape_can_be_used_while_the_others_compile():
+    step, state = SlowStep(), jax.ShapeDtypeStruct((), jnp.float32)
+    compiled = compile_ahead(step, state, shapes_of_rank(2, 1, 3))
+    assert compiled[0].result(timeout=60)(jnp.ones([]), {"x": jnp.ones((2, 2))}) == 5
+    assert not compiled[1].done()
+    assert compiled[2].cancel()  # as when training stops: what has not begun never does
+    step.allowed.set()
+    assert compiled[1].result(timeout=60)(jnp.ones([]), {"x": jnp.ones(2)}) == 3
+    assert step.order == [2, 1]
+
+
+def test_a_gpu_is_left_alone_until_all_is_compiled(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    step = SlowStep()
+    threading.Timer(0.2, step.allowed.set).start()
+    compiled = compile_ahead(step, jax.ShapeDtypeStruct((), jnp.float32), shapes_of_rank(2, 1, 3))
+    assert all(future.done() for future in compiled)

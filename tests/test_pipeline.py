@@ -72,6 +72,15 @@ def test_batches_have_the_announced_shapes(config, source):
         assert batch.keys() - found.keys() == {"mask_fallback", "example_index"}
 
 
+def test_the_shape_that_a_step_needs_is_announced_first(config, source):
+    shapes = {x["target_index"].shape for x in pipeline.batch_shapes(config)}
+    assert len(shapes) > 1
+    for step, batch in enumerate(batches(config, source, 0, 12)):
+        announced = pipeline.batch_shapes(config, step=step)
+        assert {x["target_index"].shape for x in announced} == shapes
+        assert announced[0]["target_index"].shape == batch["target_index"].shape
+
+
 @pytest.mark.parametrize("processes", [2, 4, 8])
 def test_processes_read_parts_of_the_same_batches(config, source, processes):
     whole = batches(config, source, 5, 8)

@@ -40,16 +40,18 @@ def mask_sampler(config: Config) -> MaskSampler:
     return MaskSampler(masks=config.masks, grid=config.grid, seed=config.seed)
 
 
-def batch_shapes(config: Config) -> list[dict[str, jax.ShapeDtypeStruct]]:
-    """The shapes that batches can have: one for each length of the target blocks."""
+def batch_shapes(config: Config, *, step: int = 0) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """The shapes that batches can have, one a length of the target blocks; that of `step` first."""
     B, K, M = config.batch_size, config.masks.context_tokens, config.masks.num_targets
+    sampler = mask_sampler(config)
+    needed = sampler.block_sizes(tf.constant(step, tf.int64))[-1].numpy().prod()
     return [
         {
             "image": jax.ShapeDtypeStruct((B, *config.data.image_size, 3), np.float32),
             "context_index": jax.ShapeDtypeStruct((B, K), np.int32),
             "target_index": jax.ShapeDtypeStruct((B, M, T), np.int32),
         }
-        for T in mask_sampler(config).target_lengths()
+        for T in sorted(sampler.target_lengths(), key=lambda T: abs(T - needed))
     ]
 
 

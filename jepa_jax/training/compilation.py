@@ -1,4 +1,4 @@
-"""Compiling before training starts, and keeping what was compiled."""
+"""Compiling ahead of the steps, and keeping what was compiled."""
 
 import logging
 import os
@@ -6,6 +6,7 @@ import pathlib
 import stat
 import time
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -38,19 +39,31 @@ def use_compilation_cache() -> pathlib.Path | None:
     return folder
 
 
-def compile_for_shapes(
+def compile_ahead(
     step: Callable[..., Any], state: Any, shapes: list[dict[str, jax.ShapeDtypeStruct]]
-) -> list[Callable[..., Any]]:
-    """Compiles a jitted step for each shape of batch, and logs how long each took.
+) -> list[futures.Future]:
+    """Starts to compile a jitted step for each shape of batch, in their order, in the background.
+
+    Training can begin with the first. But on a GPU all are waited for, since its compiler tries
+    variants out on the device, which must do nothing else then.
 
     Args:
       state: the step's first argument, or its shapes.
       shapes: of its second argument.
+
+    Returns:
+      For each shape, the compiled step to be.
     """
-    compiled = []
-    for batch in shapes:
+
+    def compile_one(batch: dict[str, jax.ShapeDtypeStruct]) -> Callable[..., Any]:
         start = time.monotonic()
-        compiled.append(step.lower(state, batch).compile())
+        compiled = step.lower(state, batch).compile()
         described = ", ".join(f"{name} {list(x.shape)}" for name, x in batch.items())
         log.info("compiled the step for %s in %.1f s", described, time.monotonic() - start)
+        return compiled
+
+    # One at a time: a compiler uses all cores by itself.
+    executor = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
+    compiled = [executor.submit(compile_one, batch) for batch in shapes]
+    executor.shutdown(wait=jax.default_backend() == "gpu")
     return compiled

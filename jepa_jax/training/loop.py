@@ -19,7 +19,7 @@ from jepa_jax.data.sources import Source
 from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
 from jepa_jax.objectives.objective import Objective
 from jepa_jax.training import checkpoint
-from jepa_jax.training.compilation import compile_for_shapes
+from jepa_jax.training.compilation import compile_ahead
 from jepa_jax.training.debugging import describe_nan, parameter_table, write_programs
 from jepa_jax.training.diagnostics import make_diagnostics
 from jepa_jax.training.ema import get_target
@@ -93,7 +93,7 @@ def train(
 
     if config.debug:
         log.info("%s", parameter_table(state.params, mesh))
-    # All shapes are known, so nothing is left to compile in mid-run.
+    # All shapes are known, so that none is met unprepared.
     train_step = make_train_step(
         objective,
         optimizer,
@@ -104,14 +104,13 @@ def train(
         mesh=mesh,
         donate=not config.debug,  # what is gone can't be looked at
     )
-    shapes = batch_shapes(config)
-    if config.debug:  # compiled at its first call, JAX can take it apart to find where a NaN arises
-        compiled = [train_step] * len(shapes)
-    else:
-        compiled = compile_for_shapes(train_step, state, shapes)
+    shapes = batch_shapes(config, step=start_step)
     if config.profile.hlo:
         write_programs(workdir / "hlo", train_step, state, shapes)
-    step_for = {_shape_key(batch): step for batch, step in zip(shapes, compiled, strict=True)}
+    # To debug, compiled at its first call: JAX can take it apart then to find where a NaN arises.
+    like = abstract_state(objective, optimizer, mesh=mesh)
+    compiled = [] if config.debug else compile_ahead(train_step, like, shapes)
+    step_for = dict(zip(map(_shape_key, shapes), compiled, strict=False))
     diagnose = make_diagnostics(objective, mesh)
 
     manager = checkpoint.make_manager(workdir, config)
@@ -161,7 +160,8 @@ def train(
             for step, (fallback, batch) in enumerate(arrays, start=start_step + 1):
                 if step == trace_from:
                     jax.profiler.start_trace(workdir / "profile", create_perfetto_trace=first)
-                state, metrics = step_for[_shape_key(batch)](state, batch)
+                step_now = train_step if config.debug else step_for[_shape_key(batch)].result()
+                state, metrics = step_now(state, batch)
                 if step == trace_to:
                     jax.block_until_ready(metrics)
                     jax.profiler.stop_trace()
@@ -191,6 +191,8 @@ def train(
         except FloatingPointError as error:  # from debug_nans
             raise StoppedRunError(f"step {step}: {describe_nan(error)}") from None
         finally:
+            for waiting in compiled:
+                waiting.cancel()
             manager.wait_until_finished()
             manager.close()
             if writer is not None:
