@@ -5,6 +5,7 @@ permutation of the data set, and everything drawn for an example follows from (s
 Starting at step s gives exactly the batches of an uninterrupted run from s on.
 """
 
+import os
 from collections.abc import Iterator
 
 import jax
@@ -21,6 +22,10 @@ Batch = dict[str, np.ndarray]
 
 # No stage has Python control flow on tensors, so none needs AutoGraph to rewrite its source.
 _graph = tf.autograph.experimental.do_not_convert
+# As many at a time as there are cores for this process (Linux tells).
+_PARALLEL_CALLS = (
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+)
 
 
 def steps_per_epoch(config: Config, num_examples: int) -> int:
@@ -127,12 +132,22 @@ def _train_dataset(
         epoch, _ = _locate(config, source, number)
         return batch | sampler.draw(number[0] // batch_size, epoch, index)
 
-    parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+    parallel = {"num_parallel_calls": _PARALLEL_CALLS, "deterministic": True}
     dataset = tf.data.Dataset.range(start_step * calls_per_step, end_step * calls_per_step)
     dataset = dataset.map(load, **parallel)
     if calls_per_step > 1:
         dataset = dataset.rebatch(len(rows), drop_remainder=True)
-    return dataset.map(add_masks, **parallel).prefetch(4)
+    return dataset.map(add_masks, **parallel).prefetch(4).with_options(_fixed())
+
+
+def _fixed() -> tf.data.Options:
+    """No tuning: the tuner sleeps, longer and longer, and an iterator that ends may wait for it.
+
+    Seen with TensorFlow 2.21 once in ten times: up to half the iterator's life, 40 s after minutes.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
 
 
 def _locate(config: Config, source: Source, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -195,12 +210,12 @@ def eval_batches(
     dataset = tf.data.Dataset.from_tensor_slices(filled.astype(np.int64))
     dataset = dataset.batch(per_call, drop_remainder=True).map(
         _graph(lambda i: _normalize(source.load(i, _centre(data), data.image_size), data)),
-        num_parallel_calls=tf.data.AUTOTUNE,
+        num_parallel_calls=_PARALLEL_CALLS,
         deterministic=True,
     )
     if per_call < batch_size:
         dataset = dataset.rebatch(batch_size, drop_remainder=True)
-    iterator = iter(dataset.prefetch(2).as_numpy_iterator())
+    iterator = iter(dataset.prefetch(2).with_options(_fixed()).as_numpy_iterator())
     for start in range(0, len(index), batch_size):
         try:
             images = next(iterator)

@@ -1,0 +1,68 @@
+"""Speed of the input pipeline alone, and how long it takes to end.
+
+    python -m benchmarks.input_pipeline --config configs/fashion_mnist.py
+    python -m benchmarks.input_pipeline --config configs/cifar10.py --config.data.source=folder \
+        --config.data.path=DIR
+
+Images a second of training batches, masks included, that nobody waits for; and of short runs whose
+batches are taken slowly, as a training step takes them, the longest time from the last batch to the
+end of the iterator. The last line, on standard output, is JSON.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import time
+
+from jepa_jax.command_line import load_config
+from jepa_jax.config import Config, resolve
+from jepa_jax.data.pipeline import train_batches
+from jepa_jax.data.sources import Source, open_source
+
+WARM_UP_STEPS = 10
+
+
+def throughput(config: Config, source: Source, seconds: float) -> float:
+    """Images a second."""
+    batches = train_batches(config, source, start_step=0, end_step=10**6)
+    for _ in range(WARM_UP_STEPS):
+        next(batches)
+    start = time.perf_counter()
+    for count in itertools.count(1):
+        next(batches)
+        elapsed = time.perf_counter() - start
+        if elapsed > seconds:
+            return count * config.batch_size / elapsed
+
+
+def longest_end(config: Config, source: Source, num_runs: int) -> float:
+    """Seconds."""
+    longest, rng = 0.0, random.Random(0)
+    for _ in range(num_runs):
+        for _ in train_batches(config, source, start_step=0, end_step=rng.randint(60, 300)):
+            time.sleep(0.008)
+            last = time.perf_counter()
+        longest = max(longest, time.perf_counter() - last)
+    return longest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/fashion_mnist.py")
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--runs", type=int, default=40, help="short ones")
+    arguments, overrides = parser.parse_known_args()
+    config = resolve(load_config(arguments.config, overrides))
+    source = open_source(config.data, "train")
+    result = {
+        "images_per_second": round(throughput(config, source, arguments.seconds)),
+        "longest_end_seconds": round(longest_end(config, source, arguments.runs), 3),
+    }
+    print(json.dumps(vars(arguments) | result))
+
+
+if __name__ == "__main__":
+    main()
