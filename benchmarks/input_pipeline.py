@@ -10,7 +10,6 @@ end of the iterator. The last line, on standard output, is JSON.
 """
 
 import argparse
-import itertools
 import json
 import random
 import time
@@ -28,12 +27,11 @@ def throughput(config: Config, source: Source, seconds: float) -> float:
     batches = train_batches(config, source, start_step=0, end_step=10**6)
     for _ in range(WARM_UP_STEPS):
         next(batches)
-    start = time.perf_counter()
-    for count in itertools.count(1):
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
         next(batches)
-        elapsed = time.perf_counter() - start
-        if elapsed > seconds:
-            return count * config.batch_size / elapsed
+        count += 1
+    return count * config.batch_size / (time.perf_counter() - start)
 
 
 def longest_end(config: Config, source: Source, num_runs: int) -> float:
