@@ -62,11 +62,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--compile-mode", choices=COMPILE_MODES, default="default", help="torch.compile's, of best"
     )
+    parser.add_argument(
+        "--cpu-devices",
+        type=int,
+        default=1,
+        metavar="N",
+        help="on a CPU, ours divides the batch over N virtual devices (default: %(default)s)",
+    )
     parser.set_defaults(fsdp=1, tensor=1)
     arguments = parser.parse_args()
-    for name in ("rounds", "steps"):
+    for name in ("rounds", "steps", "cpu_devices"):
         if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)}: must be at least 1")
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} {getattr(arguments, name)}: must be at least 1")
+    if arguments.batch_size % arguments.cpu_devices:
+        raise UserError(
+            f"--cpu-devices {arguments.cpu_devices}: must divide --batch-size "
+            f"{arguments.batch_size}"
+        )
     if arguments.published_masks and arguments.target_tokens:
         raise UserError("--target-tokens: --published-masks draws them; leave one of the two out")
     return arguments
@@ -108,7 +121,7 @@ class Worker:
             self.process.wait()
 
 
-def worker_environment(device: str) -> dict[str, str]:
+def worker_environment(device: str, cpu_devices: int) -> dict[str, str]:
     """The same for all contenders."""
     environment = os.environ | {
         # Idle threads sleep, and leave the cores to the contender whose turn it is.
@@ -120,6 +133,8 @@ def worker_environment(device: str) -> dict[str, str]:
     }
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
+        count = f"--xla_force_host_platform_device_count={cpu_devices}"
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {count}"
         if sys.platform == "linux":  # large pages: far fewer page faults, for JAX and PyTorch
             tunables = [environment.get("GLIBC_TUNABLES"), "glibc.malloc.hugetlb=1"]
             environment["GLIBC_TUNABLES"] = ":".join(filter(None, tunables))
@@ -255,7 +270,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for name in CONTENDERS:
             whose = "ours.npz" if name == "ours" else "peers.npz"
             setup = Setup(name, vars(arguments), device, folder, whose, num_steps)
-            workers.append(Worker(setup, worker_environment(device)))
+            workers.append(Worker(setup, worker_environment(device, arguments.cpu_devices)))
             stack.callback(workers[-1].end)
         descriptions = {worker.contender: worker.description for worker in workers}
         measured = compare(arguments, workers)

@@ -46,7 +46,7 @@ class Ours:
         if setup.device == "cuda" and config.model.dtype == "float32":
             jax.config.update("jax_default_matmul_precision", "highest")  # no TF32
         self.device = jax.devices()[0]
-        devices = jax.devices() if setup.device == "cpu" else [self.device]
+        devices = jax.devices()[: setup.arguments["cpu_devices"] if setup.device == "cpu" else 1]
         mesh, objective = make_mesh(config.mesh, devices), make_objective(config)
         schedules = make_schedules(config, steps_per_epoch=1000)
         optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)

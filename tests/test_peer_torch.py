@@ -178,6 +178,7 @@ def test_the_command_compares_processes(monkeypatch, tmp_path):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr("sys.argv", ["peer_torch", *ARGUMENTS])
     arguments = peer_torch.parse_arguments()
+    arguments.cpu_devices = 2
     arguments.compile_mode = None  # eagerly: compiling twelve blocks takes a minute on one core
     result = json.loads(json.dumps(peer_torch.run(arguments)))
     ours, best = (result["contenders"][name] for name in ("ours", "best"))
