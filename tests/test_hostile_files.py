@@ -49,21 +49,22 @@ def assert_refused(convert, source, **options):
     return message
 
 
-def read_or_refusal(read):
-    """What a reader gives, or its `UserError`; anything else that it raises is a failure."""
-    try:
-        return read()
-    except UserError as error:
-        return error
-
-
-def is_refusal(found):
-    assert "\n" not in str(found) or not isinstance(found, UserError)
-    return isinstance(found, UserError)
-
-
-def assert_equal_arrays(found, expected):
+def assert_same(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def assert_finite(found):
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+def refuses(read, check):
+    """Whether a reader raises a `UserError` of one line; `check` looks at what it gives if not."""
+    try:
+        found = read()
+    except UserError as error:
+        return "\n" not in str(error)
+    check(found)
+    return False
 
 
 # Damage to bytes, whatever they mean.
@@ -163,11 +164,7 @@ def test_a_damaged_pytorch_file_is_refused_or_read_as_it_was(torch, tmp_path, ki
     refusals = 0
     for damaged in damage(kind, TRACE.read_bytes(), 50):
         source.write_bytes(damaged)
-        found = read_or_refusal(lambda: read_official(source))
-        if is_refusal(found):
-            refusals += 1
-        else:
-            assert_equal_arrays(found, expected)
+        refusals += refuses(lambda: read_official(source), lambda x: assert_same(x, expected))
     assert refusals >= 40
 
 
@@ -180,11 +177,7 @@ def test_damage_to_the_pickle_alone_is_refused_or_harmless(torch, tmp_path):
     for kind in (flip, insert, cut, blank):
         for damaged in damage(kind, plain, 30):
             source.write_bytes(with_pickle(damaged))
-            found = read_or_refusal(lambda: read_official(source))
-            if is_refusal(found):
-                refusals += 1
-            else:
-                assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+            refusals += refuses(lambda: read_official(source), assert_finite)
     assert refusals >= 100
 
 
@@ -324,9 +317,7 @@ def test_sizes_in_the_pickle_that_the_file_can_not_hold_take_no_memory(torch, tm
     for huge in (1 << 31, 1 << 40, 1 << 62, -1):
         data = b"\x8a\x08" + huge.to_bytes(8, "little", signed=True)
         source.write_bytes(with_pickle(plain.replace(code, data)))
-        found = read_or_refusal(lambda: read_official(source))
-        if not is_refusal(found):
-            assert_equal_arrays(found, expected)
+        refuses(lambda: read_official(source), lambda x: assert_same(x, expected))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
 
@@ -376,11 +367,9 @@ def test_a_damaged_header_is_refused_or_read_as_it_was(folder):
     for kind in (flip, insert, shuffle):
         for damaged in damage(kind, header, 30):
             weights.write_bytes(with_header(damaged, data))
-            found = read_or_refusal(lambda: read_huggingface(folder))
-            if is_refusal(found):
-                refusals += 1
-            else:
-                assert_equal_arrays(found, expected)
+            refusals += refuses(
+                lambda: read_huggingface(folder), lambda x: assert_same(x, expected)
+            )
     assert refusals >= 80
 
 
