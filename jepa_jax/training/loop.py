@@ -107,8 +107,8 @@ def train(
     shapes = batch_shapes(config, step=start_step)
     if config.profile.hlo:
         write_programs(workdir / "hlo", train_step, state, shapes)
-    # To debug, compiled at its first call: JAX can take it apart then to find where a NaN arises.
     like = abstract_state(objective, optimizer, mesh=mesh)
+    # To debug, compiled at its first call: JAX can take it apart then to find where a NaN arises.
     compiled = [] if config.debug else compile_ahead(train_step, like, shapes)
     step_for = dict(zip(map(_shape_key, shapes), compiled, strict=False))
     diagnose = make_diagnostics(objective, mesh)
