@@ -45,12 +45,12 @@ def test_a_folder_named_by_the_user_is_left_to_jax(tmp_path, monkeypatch):
 class SlowStep:
     """Like a jitted step, but its second shape compiles only when the test allows it."""
 
-    def __call__(self, state, batch):
-        raise AssertionError("it is only ever compiled")
-
     def __init__(self):
         self.allowed = threading.Event()
         self.order = []
+
+    def __call__(self, state, batch):
+        raise AssertionError("it is only ever compiled")
 
     def lower(self, state, batch):
         self.order.append(len(batch["x"].shape))

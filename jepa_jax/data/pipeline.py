@@ -22,10 +22,9 @@ Batch = dict[str, np.ndarray]
 
 # No stage has Python control flow on tensors, so none needs AutoGraph to rewrite its source.
 _graph = tf.autograph.experimental.do_not_convert
-# As many at a time as there are cores for this process (Linux tells).
-_PARALLEL_CALLS = (
-    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-)
+# As many calls at a time as there are cores for this process (Linux tells).
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_PARALLEL = {"num_parallel_calls": _CORES, "deterministic": True}
 
 
 def steps_per_epoch(config: Config, num_examples: int) -> int:
@@ -132,12 +131,11 @@ def _train_dataset(
         epoch, _ = _locate(config, source, number)
         return batch | sampler.draw(number[0] // batch_size, epoch, index)
 
-    parallel = {"num_parallel_calls": _PARALLEL_CALLS, "deterministic": True}
     dataset = tf.data.Dataset.range(start_step * calls_per_step, end_step * calls_per_step)
-    dataset = dataset.map(load, **parallel)
+    dataset = dataset.map(load, **_PARALLEL)
     if calls_per_step > 1:
         dataset = dataset.rebatch(len(rows), drop_remainder=True)
-    return dataset.map(add_masks, **parallel).prefetch(4).with_options(_fixed())
+    return dataset.map(add_masks, **_PARALLEL).prefetch(4).with_options(_fixed())
 
 
 def _fixed() -> tf.data.Options:
@@ -210,8 +208,7 @@ def eval_batches(
     dataset = tf.data.Dataset.from_tensor_slices(filled.astype(np.int64))
     dataset = dataset.batch(per_call, drop_remainder=True).map(
         _graph(lambda i: _normalize(source.load(i, _centre(data), data.image_size), data)),
-        num_parallel_calls=_PARALLEL_CALLS,
-        deterministic=True,
+        **_PARALLEL,
     )
     if per_call < batch_size:
         dataset = dataset.rebatch(batch_size, drop_remainder=True)

@@ -209,9 +209,8 @@ def read_item(folder: pathlib.Path, like: Any) -> Any:
     """
 
     def read() -> Any:
-        checkpointer = ocp.StandardCheckpointer()
-        _check_same(folder, checkpointer.metadata(folder).item_metadata.tree, like)
-        return checkpointer.restore(folder, like)
+        _check_same(folder, like)
+        return ocp.StandardCheckpointer().restore(folder, like)
 
     return _in_one_line(folder, read)
 
@@ -231,22 +230,18 @@ def read_arrays(
     Raises:
       UserError: the item is incomplete, damaged, or of another architecture.
     """
-
-    def check() -> None:
-        metadata = ocp.StandardCheckpointer().metadata(folder)
-        _check_same(folder, metadata.item_metadata.tree, like)
-
-    _in_one_line(folder, check)
+    _in_one_line(folder, functools.partial(_check_same, folder, like))
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(like), strict=True)
     structure = jax.tree.structure(like)
     as_numpy = structure.unflatten([ocp.RestoreArgs(restore_type=np.ndarray)] * len(leaves))
+
+    checkpointer = ocp.PyTreeCheckpointer()
 
     def read(number: int) -> np.ndarray:
         others = [ocp.PLACEHOLDER] * len(leaves)
         others[number] = leaves[number]
         arguments = ocp.args.PyTreeRestore(structure.unflatten(others), restore_args=as_numpy)
-        restored = ocp.PyTreeCheckpointer().restore(folder, args=arguments)
-        return jax.tree.leaves(restored)[number]
+        return jax.tree.leaves(checkpointer.restore(folder, args=arguments))[number]
 
     for number, path in enumerate(paths):
         names = tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
@@ -278,8 +273,9 @@ def _in_one_line(folder: pathlib.Path, read: Callable[[], Any]) -> Any:
     )
 
 
-def _check_same(folder: pathlib.Path, saved: Any, like: Any) -> None:
+def _check_same(folder: pathlib.Path, like: Any) -> None:
     """Compares shapes and types before reading: Orbax would convert types without a word."""
+    saved = ocp.StandardCheckpointer().metadata(folder).item_metadata.tree
 
     def describe(tree: Any) -> dict[str, str]:
         return {
