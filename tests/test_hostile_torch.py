@@ -1,113 +1,41 @@
-"""Over 500 damaged and hostile files: each is refused in one line, runs nothing, leaves nothing.
+"""Damaged and hostile files of PyTorch: each is refused in one line, runs nothing, leaves nothing.
 
-Where a format can't show the damage (fields of a zip header that nobody reads, a learning rate with
-another last bit), the file may be read, but whole.
+Where the format can't show the damage (fields of a zip header that nobody reads, a learning rate
+with another last bit), the file may be read, but whole.
 """
 
 import io
-import json
 import os
 import pathlib
 import pickle
 import resource
-import shutil
 import stat
 import struct
 import zipfile
 
-import jax
-import numpy as np
 import pytest
-import safetensors.numpy
-from conftest import REPOSITORY
+from damage import (
+    OPTIONS,
+    Attack,
+    assert_finite,
+    assert_refused,
+    assert_same,
+    blank,
+    cut,
+    cut_the_beginning,
+    damage,
+    flip,
+    insert,
+    read_all,
+    refuses,
+    shuffle,
+)
 
-from jepa_jax.command_line import load_config
-from jepa_jax.convert import hf_to_orbax, official_to_orbax, orbax_to_hf
+from jepa_jax.convert import official_to_orbax
 from jepa_jax.errors import UserError
-from jepa_jax.interop.converted import LazyArray
-from jepa_jax.interop.huggingface import huggingface_items, open_huggingface
 from jepa_jax.interop.official import official_items, open_official
 
 TRACE = pathlib.Path(__file__).parent / "data" / "reference_tiny" / "end.pth.tar"
-OPTIONS = {
-    "base": load_config(str(REPOSITORY / "configs" / "in1k_vith14_ep300.py"), []),
-    "base_is_given": False,
-    "num_heads": None,
-    "allow_partial": False,
-    "network": None,
-}
-
-
-def assert_refused(convert, source, **options):
-    before = sorted(source.parent.iterdir())
-    with pytest.raises(UserError) as error:
-        convert(source, source.parent / "ours", **(OPTIONS | options))
-    message = str(error.value)
-    assert "\n" not in message
-    assert len(message) < 2000
-    assert sorted(source.parent.iterdir()) == before
-    return message
-
-
-def assert_same(found, expected):
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-def assert_finite(found):
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
-
-
-def refuses(read, check):
-    """Whether a reader raises a `UserError` of one line; `check` looks at what it gives if not."""
-    try:
-        found = read()
-    except UserError as error:
-        return "\n" not in str(error)
-    check(found)
-    return False
-
-
-# Damage to bytes, whatever they mean.
-
-
-def cut(rng, whole):
-    return whole[: rng.integers(len(whole))]
-
-
-def cut_the_beginning(rng, whole):
-    return whole[rng.integers(1, len(whole)) :]
-
-
-def shuffle(rng, whole):
-    parts = np.array_split(np.frombuffer(whole, np.uint8), 8)
-    return np.concatenate([parts[i] for i in rng.permutation(8)]).tobytes()
-
-
-def blank(rng, whole):
-    start, length = rng.integers(len(whole) // 2), len(whole) // 4
-    return whole[:start] + bytes(length) + whole[start + length :]
-
-
-def flip(rng, whole):
-    i = rng.integers(len(whole))
-    return whole[:i] + bytes([whole[i] ^ 1 << rng.integers(8)]) + whole[i + 1 :]
-
-
-def insert(rng, whole):
-    i = rng.integers(len(whole))
-    return whole[:i] + rng.bytes(7) + whole[i:]
-
-
-def damage(kind, whole, count):
-    rng = np.random.default_rng(0)
-    while count:
-        damaged = kind(rng, whole)
-        if damaged != whole:
-            yield damaged
-            count -= 1
-
-
-# torch.save's files
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +51,6 @@ def content(torch):
 
 def to_orbax(source, destination, **options):
     return official_to_orbax(source, destination, **(options | {"num_heads": 3}))
-
-
-def read_all(items):
-    """Every array of the items that a converter would write."""
-    return jax.tree.map(
-        lambda leaf: leaf.read() if isinstance(leaf, LazyArray) else leaf, dict(items)
-    )
 
 
 def read_official(source):
@@ -179,16 +100,6 @@ def test_damage_to_the_pickle_alone_is_refused_or_harmless(torch, tmp_path):
             source.write_bytes(with_pickle(damaged))
             refusals += refuses(lambda: read_official(source), assert_finite)
     assert refusals >= 100
-
-
-class Attack:
-    """Pickled, it is a call that whoever unpickles it makes."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -326,124 +237,3 @@ def test_a_pytorch_with_known_holes_is_not_used(torch, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"PyTorch 2\.9\.1 .* 2\.10"):
         to_orbax(TRACE, tmp_path / "ours", **OPTIONS)
     assert not list(tmp_path.iterdir())
-
-
-# safetensors
-
-
-@pytest.fixture
-def folder(small, tmp_path):
-    """A Hugging Face folder, to be damaged."""
-    orbax_to_hf(small.folder, tmp_path / "hf", network="encoder")
-    return tmp_path / "hf"
-
-
-def read_huggingface(folder):
-    found = open_huggingface(folder, **OPTIONS)
-    return read_all(huggingface_items(found, lambda num_bytes: None))
-
-
-def header_of(whole):
-    end = 8 + struct.unpack("<Q", whole[:8])[0]
-    return whole[8:end], whole[end:]
-
-
-def with_header(header, data):
-    return struct.pack("<Q", len(header)) + header + data
-
-
-@pytest.mark.parametrize("kind", [cut, cut_the_beginning, shuffle, insert])
-def test_a_torn_safetensors_file_is_refused(folder, kind):
-    weights = folder / "model.safetensors"
-    for damaged in damage(kind, weights.read_bytes(), 25):
-        weights.write_bytes(damaged)
-        assert_refused(hf_to_orbax, folder)
-
-
-def test_a_damaged_header_is_refused_or_read_as_it_was(folder):
-    weights, expected = folder / "model.safetensors", read_huggingface(folder)
-    header, data = header_of(weights.read_bytes())
-    refusals = 0
-    for kind in (flip, insert, shuffle):
-        for damaged in damage(kind, header, 30):
-            weights.write_bytes(with_header(damaged, data))
-            refusals += refuses(
-                lambda: read_huggingface(folder), lambda x: assert_same(x, expected)
-            )
-    assert refusals >= 80
-
-
-def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(folder):
-    weights = folder / "model.safetensors"
-    header, data = header_of(weights.read_bytes())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for length in (0, 1, 7, len(header) + 1, 100_000_001, 1 << 40, (1 << 63) + 5, (1 << 64) - 1):
-        weights.write_bytes(struct.pack("<Q", length) + header + data)
-        assert_refused(hf_to_orbax, folder)
-    plain = json.loads(header)
-    for change in (
-        {"shape": [1 << 62]},
-        {"shape": [-16]},
-        {"shape": [1 << 64]},
-        {"data_offsets": [0, 1 << 40]},
-        {"data_offsets": [64, 0]},
-        {"data_offsets": [0, 64]},  # as another tensor has
-        {"dtype": "F16"},
-        {"dtype": "BF16"},
-        {"dtype": "I32"},
-        {"dtype": "F64"},
-        {"dtype": "nonsense"},
-    ):
-        changed = plain | {"layernorm.bias": plain["layernorm.bias"] | change}
-        weights.write_bytes(with_header(json.dumps(changed).encode(), data))
-        assert_refused(hf_to_orbax, folder)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
-
-
-@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_not_finite_are_refused(folder, number):
-    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-    tensors["layernorm.bias"][3] = number
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-    assert "layernorm.bias" in assert_refused(hf_to_orbax, folder)
-
-
-@pytest.mark.parametrize(
-    "index",
-    [
-        {"weight_map": {"a": "../model.safetensors"}},
-        {"weight_map": {"a": "/etc/passwd"}},
-        {"weight_map": {"a": "..\\model.safetensors"}},
-        {"weight_map": {"a": ".."}},
-        {"weight_map": {"a": "missing.safetensors"}},
-        {"weight_map": {"a": None}},
-        {"weight_map": ["model.safetensors"]},
-        {"weight_map": {}},
-        {},
-        [],
-        "text",
-    ],
-)
-def test_an_index_that_names_other_files_is_refused(folder, index):
-    """Though the other file is there, and would do."""
-    shutil.copy(folder / "model.safetensors", folder.parent)
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert_refused(hf_to_orbax, folder)
-
-
-def test_settings_that_are_none_are_refused(folder):
-    plain = (folder / "config.json").read_bytes()
-    for damaged in [*damage(cut, plain.rstrip()[:-1], 20), b"[" * 100_000, b"\xff\xfe", b"null"]:
-        (folder / "config.json").write_bytes(damaged)
-        assert_refused(hf_to_orbax, folder)
-
-
-def test_a_pickle_in_place_of_safetensors_is_refused(folder, tmp_path):
-    canary = tmp_path / "canary"
-    hostile = pickle.dumps(Attack(os.system, f"touch {canary}"))
-    for name in ("pytorch_model.bin", "model.safetensors", "config.json"):
-        (folder / name).write_bytes(hostile)
-        if name == "pytorch_model.bin":
-            (folder / "model.safetensors").unlink()
-        assert_refused(hf_to_orbax, folder)
-        assert not canary.exists()
