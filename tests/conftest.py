@@ -11,6 +11,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pathlib
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +47,18 @@ def tiny_config() -> ml_collections.ConfigDict:
     config.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 2})
     config.masks.update({"context_tokens": 4, "num_targets": 2, "target_scale": (0.15, 0.3)})
     return config
+
+
+def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    """`python -m jepa_jax.<name>` as a user runs it, in the repository, on one device."""
+    return subprocess.run(
+        [sys.executable, "-m", f"jepa_jax.{name}", *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | {"XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture
