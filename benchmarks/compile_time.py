@@ -15,15 +15,11 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 
-from jepa_jax.command_line import load_config
 from jepa_jax.config import Config, resolve
-from jepa_jax.objectives.ijepa import make_objective
-from jepa_jax.training.optimizer import make_optimizer
-from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.sharding import make_mesh
-from jepa_jax.training.step import abstract_state, make_train_step
+from jepa_jax.config.files import load_config
+from jepa_jax.objectives.registry import make_objective
+from jepa_jax.training.setup import set_up
 
 HEAD_DIM = 64
 TARGET_TOKENS = 30  # 5 x 6 patches, one of the sizes at 14 x 14
@@ -34,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--depth", type=int, default=12, help="blocks of the encoder")
     parser.add_argument("--width", type=int, default=192, help="a multiple of 64")
     parser.add_argument("--predictor-depth", type=int, default=6)
-    parser.add_argument("--batch-size", type=int, default=8, help="images a step")
+    parser.add_argument("--batch-size", type=int, default=8, help="images per step")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--remat", choices=["none", "dots", "full"], default="none")
     parser.add_argument("--rounds", type=int, default=3, help="times that each is compiled")
@@ -51,44 +47,30 @@ def make_config(arguments: argparse.Namespace, *, scan_layers: bool) -> Config:
         "embed_dim": arguments.width,
         "depth": arguments.depth,
         "num_heads": arguments.width // HEAD_DIM,
+    }
+    config["compute"] = {
         "dtype": arguments.dtype,
         "remat": arguments.remat,
         "scan_layers": scan_layers,
     }
-    config["predictor"] = {
+    config["objective"]["predictor"] = {
         "embed_dim": 384,
         "depth": arguments.predictor_depth,
         "num_heads": 6,
     }
-    config["masks"]["context_tokens"] = 64
+    config["objective"]["masks"]["context_tokens"] = 64
     return resolve(config)
 
 
 def compile_seconds(config: Config) -> tuple[float, float]:
     """Seconds to trace and lower one training step, and to compile it; nothing is reused."""
     jax.clear_caches()
-    mesh = make_mesh(config.mesh)
     objective = make_objective(config)
-    schedules = make_schedules(config, steps_per_epoch=100)
-    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-    state = abstract_state(objective, optimizer, mesh=mesh)
-    train_step = make_train_step(
-        objective,
-        optimizer,
-        schedules,
-        state,
-        seed=0,
-        accumulation_steps=1,
-        mesh=mesh,
-    )
-    B, K, M = config.batch_size, config.masks.context_tokens, config.masks.num_targets
-    batch = {
-        "image": jax.ShapeDtypeStruct((B, *config.data.image_size, 3), jnp.float32),
-        "context_index": jax.ShapeDtypeStruct((B, K), jnp.int32),
-        "target_index": jax.ShapeDtypeStruct((B, M, TARGET_TOKENS), jnp.int32),
-    }
+    setup = set_up(config, objective, steps_per_epoch=100)
+    variants = [shapes for shapes, _ in objective.needs.variants(config.batch_size)]
+    (batch,) = (v for v in variants if v["target_index"].shape[-1] == TARGET_TOKENS)
     start = time.perf_counter()
-    lowered = train_step.lower(state, batch)
+    lowered = setup.step.lower(setup.like, batch)
     middle = time.perf_counter()
     lowered.compile()
     return middle - start, time.perf_counter() - middle

@@ -2,7 +2,7 @@
 
     python -m benchmarks.convert_memory --size g --folder /scratch
 
-Writes a checkpoint in the published form, three networks and an AdamW, of random numbers, and sends
+Writes a checkpoint as the reference does, three networks and an AdamW, of random numbers, and sends
 it through all four verbs of `jepa_jax.convert`, each in a process of its own. ViT-g takes 17 GB a
 file, and room for two. Two peaks are given: of all that a process has in memory, and without the
 pages of mapped files, which the system may drop whenever it needs room. Lines of progress go to
@@ -21,8 +21,8 @@ import time
 import numpy as np
 import torch
 
-from jepa_jax.command_line import load_config
 from jepa_jax.config import Config, resolve
+from jepa_jax.config.files import load_config
 from jepa_jax.interop.names import Tensor
 from jepa_jax.interop.official import in_order, parameter_groups
 from jepa_jax.models.positions import sincos_positions
@@ -37,8 +37,8 @@ def make_config(size: str) -> Config:
     config = load_config("configs/in1k_vith14_ep300.py", [])
     encoder, predictor = vit_size(size)
     config["model"] |= encoder | {"patch_size": 14 if size == "h" else 16}
-    config["predictor"] |= predictor
-    config["masks"]["context_tokens"] = 51
+    config["objective"]["predictor"] |= predictor
+    config["objective"]["masks"]["context_tokens"] = 51
     return resolve(config)
 
 

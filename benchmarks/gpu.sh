@@ -5,7 +5,7 @@
 #
 # FOLDER (default: $OUT, else ./gpu_results) receives results.jsonl, one line a measurement, and
 # peers.jsonl; the table is printed at the end. What time does not allow is skipped, and named.
-# Ordered by how much hangs on it. --rehearse runs the same commands on tiny models, anywhere.
+# Ordered by how much depends on it. --rehearse runs the same commands on tiny models, anywhere.
 # Wheels that the machine lacks are taken from ./wheels, if that is there.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1

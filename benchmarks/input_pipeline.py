@@ -14,31 +14,33 @@ import json
 import random
 import time
 
-from jepa_jax.command_line import load_config
-from jepa_jax.config import Config, resolve
-from jepa_jax.data.pipeline import train_batches
-from jepa_jax.data.sources import Source, open_source
+from jepa_jax.batch.spec import Stream
+from jepa_jax.config import resolve
+from jepa_jax.config.files import load_config
+from jepa_jax.data.sources import open_source
+from jepa_jax.data.stream import make_stream
+from jepa_jax.objectives.registry import make_objective
 
 WARM_UP_STEPS = 10
 
 
-def throughput(config: Config, source: Source, seconds: float) -> float:
+def throughput(stream: Stream, batch_size: int, seconds: float) -> float:
     """Images a second."""
-    batches = train_batches(config, source, start_step=0, end_step=10**6)
+    batches = stream.batches(0, 10**6, None)
     for _ in range(WARM_UP_STEPS):
         next(batches)
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         next(batches)
         count += 1
-    return count * config.batch_size / (time.perf_counter() - start)
+    return count * batch_size / (time.perf_counter() - start)
 
 
-def longest_end(config: Config, source: Source, num_runs: int) -> float:
+def longest_end(stream: Stream, num_runs: int) -> float:
     """Seconds."""
     longest, rng = 0.0, random.Random(0)
     for _ in range(num_runs):
-        for _ in train_batches(config, source, start_step=0, end_step=rng.randint(60, 300)):
+        for _ in stream.batches(0, rng.randint(60, 300), None):
             time.sleep(0.008)
             last = time.perf_counter()
         longest = max(longest, time.perf_counter() - last)
@@ -54,10 +56,16 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=40, help="short ones")
     arguments, overrides = parser.parse_known_args()
     config = resolve(load_config(arguments.config, overrides))
-    source = open_source(config.data, "train")
+    stream = make_stream(
+        make_objective(config).needs,
+        config.data,
+        open_source(config.data, "train"),
+        seed=config.seed,
+        batch_size=config.batch_size,
+    )
     result = {
-        "images_per_second": round(throughput(config, source, arguments.seconds)),
-        "longest_end_seconds": round(longest_end(config, source, arguments.runs), 3),
+        "images_per_second": round(throughput(stream, config.batch_size, arguments.seconds)),
+        "longest_end_seconds": round(longest_end(stream, arguments.runs), 3),
     }
     print(json.dumps(vars(arguments) | result))
 

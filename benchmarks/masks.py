@@ -1,11 +1,11 @@
-"""Microseconds an image to draw multi-block masks, in three ways, in turns within one run.
+"""Microseconds per image to draw multi-block masks, in three ways, in turns within one run.
 
     python -m benchmarks.masks
 
 Batches of 128 images on a 14 x 14 grid with the published scales:
 - whole batch: `MaskSampler.draw` in tf.data, where each example of the batch has its own seed;
 - tf per example: the same operations, mapped over single examples and batched afterwards, with
-  `tf.random.stateless_uniform`, which takes one seed a call;
+  `tf.random.stateless_uniform`, which takes one seed per call;
 - python: one example after another in Python and NumPy, on one core, as a collator would.
 
 So the second line shows what it saves to draw for a whole batch at once, which needs random
@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from jepa_jax.batch.masks import MultiBlock
 from jepa_jax.config import MaskConfig
 from jepa_jax.data.masks import MaskSampler
 
@@ -35,6 +36,7 @@ MASKS = MaskConfig(
     allow_overlap=False,
     published=False,
 )
+BLOCKS = MultiBlock(MASKS, GRID)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class PerExampleSampler(MaskSampler):
 
 
 def ours() -> tf.data.Dataset:
-    sampler = MaskSampler(MASKS, GRID, seed=0)
+    sampler = MaskSampler(BLOCKS, seed=0)
     zero = tf.constant(0, tf.int64)
     return tf.data.Dataset.range(STEPS).map(
         lambda s: sampler.draw(s, zero, s * BATCH + tf.range(BATCH, dtype=tf.int64)),
@@ -66,7 +68,7 @@ def ours() -> tf.data.Dataset:
 
 
 def per_example() -> tf.data.Dataset:
-    sampler = PerExampleSampler(MASKS, GRID, seed=0)
+    sampler = PerExampleSampler(BLOCKS, seed=0)
     zero = tf.constant(0, tf.int64)
     dataset = tf.data.Dataset.range(STEPS * BATCH).map(
         lambda i: sampler.draw(i // BATCH, zero, i[None]), num_parallel_calls=tf.data.AUTOTUNE
@@ -76,8 +78,7 @@ def per_example() -> tf.data.Dataset:
 
 def python() -> Iterator[dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
-    sampler = MaskSampler(MASKS, GRID, seed=0)
-    context_sizes, target_sizes = sampler.context_size_table, sampler.target_size_table
+    context_sizes, target_sizes = BLOCKS.context_size_table, BLOCKS.target_size_table
     for _ in range(STEPS):
         context_size = context_sizes[rng.integers(len(context_sizes))]
         target_size = target_sizes[rng.integers(len(target_sizes))]

@@ -1,4 +1,4 @@
-"""Masks of several batches for `benchmarks.peer_torch`: ours, and as the published code made them.
+"""Masks of several batches for `benchmarks.peer_torch`: ours, and as the reference made them.
 
 In NumPy, because a GPU machine need not have TensorFlow, which `jepa_jax.data.masks` needs; what is
 drawn has the same distribution. The tests hold the two against each other.
@@ -9,7 +9,7 @@ import numpy as np
 from jepa_jax.config import MaskConfig
 from jepa_jax.errors import UserError
 
-MIN_KEEP = 10  # published: a context with fewer patches is drawn again
+MIN_KEEP = 10  # of the reference: a context with fewer patches is drawn again
 MAX_DRAWS = 100
 
 Masks = dict[str, np.ndarray]  # context_index int32 [B, K], target_index int32 [B, M, T]
@@ -18,10 +18,10 @@ Masks = dict[str, np.ndarray]  # context_index int32 [B, K], target_index int32 
 def draw_masks(
     masks: MaskConfig, grid: tuple[int, int], batch_size: int, *, num_batches: int, seed: int
 ) -> tuple[list[Masks], list[Masks]]:
-    """Masks of our pipeline and of the published one; their target blocks have the same sizes.
+    """Masks of our pipeline and of the reference's; their target blocks have the same sizes.
 
-    Ours have exactly K context tokens, a random choice of those that are visible. The published
-    ones keep the first of each image, as many as the batch's poorest image has.
+    Ours have exactly K context tokens, a random choice of those that are visible. The reference's
+    keep the first of each image, as many as the batch's poorest image has.
     """
     rng, ours, published = np.random.default_rng(seed), [], []
     for _ in range(num_batches):

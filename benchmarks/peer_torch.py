@@ -11,9 +11,9 @@ Equal work (the default): same weights, batch, numbers of tokens and schedules. 
 first steps must agree, or the command ends with status 1: then the times would mean nothing.
 
 Equal settings (--published-masks): the peers' masks are drawn and cut to the shortest of the batch
-as the published code does it, ours as our pipeline draws them, for several batches that all
+as the reference does it, ours as our pipeline draws them, for several batches that all
 contenders go round. The target blocks of a batch have the same size for all. The compiled peer has
-one program for all sizes (dynamic shapes). Every batch is met once before times are taken.
+one program for all sizes (dynamic shapes). Every batch is used once before times are taken.
 
 --remat and --unroll are about ours. In float32 nobody uses TF32, in bfloat16 all may. The table
 goes to standard error; the last line, on standard output, is JSON. Needs no TensorFlow.
@@ -142,7 +142,7 @@ def worker_environment(device: str, cpu_devices: int) -> dict[str, str]:
 
 
 def find_device() -> str:
-    """The device of all contenders: "cuda" if PyTorch sees a GPU, else "cpu"."""
+    """The device of all contenders: "cuda" if PyTorch sees a GPU, or "cpu"."""
     if importlib.util.find_spec("torch") is None:
         raise UserError("PyTorch is not installed: pip install -r requirements-interop.txt")
     import torch
@@ -158,7 +158,7 @@ def make_batches(
     if not arguments.published_masks:
         return [batch], [batch]
     ours, peers = draw_masks(
-        config.masks, config.grid, config.batch_size, num_batches=NUM_BATCHES, seed=0
+        config.objective.masks, config.grid, config.batch_size, num_batches=NUM_BATCHES, seed=0
     )
     return [batch | masks for masks in ours], [batch | masks for masks in peers]
 
@@ -167,7 +167,7 @@ def check_losses(losses: dict[str, list[float]], tolerance: float) -> None:
     """Raises a DisagreementError unless all contenders have the same losses at every step.
 
     Args:
-      losses: of each contender, one a step.
+      losses: of each contender, one per step.
       tolerance: largest relative difference.
     """
     (reference, expected), *others = losses.items()
@@ -213,7 +213,7 @@ def compare(arguments: argparse.Namespace, workers: list[Worker]) -> dict[str, d
 
 
 def summarise(measured: dict[str, dict[str, Any]], batch_size: int) -> dict[str, Any]:
-    """Seconds a step, images a second; and per peer its seconds over ours, round by round."""
+    """Seconds per step, images per second; and per peer its seconds over ours, round by round."""
     contenders, ratios = {}, {}
     ours = measured["ours"]["seconds_per_step"]
     for name, values in measured.items():

@@ -17,16 +17,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from benchmarks.train_step import make_config
 from jepa_jax.config import Config
-from jepa_jax.objectives.ijepa import make_objective
-from jepa_jax.training.optimizer import make_optimizer
-from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.sharding import batch_sharding, make_mesh
-from jepa_jax.training.step import create_state, make_train_step
+from jepa_jax.objectives.ijepa import momentum_at
+from jepa_jax.objectives.registry import make_objective
+from jepa_jax.training.setup import set_up
+from jepa_jax.training.sharding import batch_sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,24 +43,23 @@ class Ours:
     """The step that `jepa_jax.train` runs."""
 
     def __init__(self, config: Config, setup: Setup, batches: list[dict[str, np.ndarray]]):
-        if setup.device == "cuda" and config.model.dtype == "float32":
+        if setup.device == "cuda" and config.compute.dtype == "float32":
             jax.config.update("jax_default_matmul_precision", "highest")  # no TF32
         self.device = jax.devices()[0]
         devices = jax.devices()[: setup.arguments["cpu_devices"] if setup.device == "cpu" else 1]
-        mesh, objective = make_mesh(config.mesh, devices), make_objective(config)
-        schedules = make_schedules(config, steps_per_epoch=1000)
-        optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-        self.state = create_state(objective, optimizer, seed=0, mesh=mesh)
+        run = set_up(config, make_objective(config), steps_per_epoch=1000, devices=devices)
+        self.state, self.train_step = run.create(), run.step
         params = jax.device_get(self.state.params)
         np.savez(pathlib.Path(setup.folder) / "weights.npz", **flatten_dict(params, sep="/"))
-        steps = np.arange(setup.num_steps)
-        columns = {name: np.asarray(f(steps)) for name, f in schedules._asdict().items()}
-        np.savez(pathlib.Path(setup.folder) / "schedules.npz", **columns)
-
-        self.batches = [jax.device_put(batch, batch_sharding(mesh)) for batch in batches]
-        self.train_step = make_train_step(
-            objective, optimizer, schedules, self.state, seed=0, accumulation_steps=1, mesh=mesh
+        steps = jnp.arange(setup.num_steps)
+        np.savez(
+            pathlib.Path(setup.folder) / "schedules.npz",
+            learning_rate=run.schedules.learning_rate(steps),
+            weight_decay=run.schedules.weight_decay(steps),
+            momentum=momentum_at(config.objective.ema, steps, run.schedules.horizon),
         )
+
+        self.batches = [jax.device_put(batch, batch_sharding(run.mesh)) for batch in batches]
 
     def step(self, number: int) -> jax.Array:
         batch = self.batches[number % len(self.batches)]
@@ -94,7 +93,7 @@ class Peer:
 
         self.torch, self.on_gpu = torch, setup.device == "cuda"
         if self.on_gpu:  # as JAX: no TF32 in float32; else it may do what bfloat16 leaves
-            tf32 = config.model.dtype != "float32"
+            tf32 = config.compute.dtype != "float32"
             torch.set_float32_matmul_precision("high" if tf32 else "highest")
             torch.backends.cudnn.allow_tf32 = tf32
         self.trainer = TorchStep(

@@ -15,14 +15,11 @@ import time
 
 import jax
 
-from jepa_jax.command_line import load_config
 from jepa_jax.config import resolve
+from jepa_jax.config.files import load_config
 from jepa_jax.models.sizes import vit_size
-from jepa_jax.objectives.ijepa import make_objective
-from jepa_jax.training.optimizer import make_optimizer
-from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.sharding import make_mesh
-from jepa_jax.training.step import make_create
+from jepa_jax.objectives.registry import make_objective
+from jepa_jax.training.setup import set_up
 
 
 def main() -> None:
@@ -37,16 +34,14 @@ def main() -> None:
     config = load_config("configs/fashion_mnist.py", [])
     encoder, predictor = vit_size(arguments.size)
     config["data"]["image_size"] = (224, 224)
-    config["model"] |= {**encoder, "patch_size": 16, "scan_layers": True}
-    config["predictor"] = predictor
+    config["model"] |= {**encoder, "patch_size": 16}
+    config["compute"] = {"scan_layers": True}
+    config["objective"]["predictor"] = predictor
     config["mesh"] = {"data": 1, "fsdp": arguments.devices, "tensor": 1}
     config = resolve(config)
-    objective, mesh = make_objective(config), make_mesh(config.mesh)
-    schedules = make_schedules(config, steps_per_epoch=100)
-    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-    create = make_create(objective, optimizer, seed=0, mesh=mesh)
-    leaves = jax.tree.leaves(jax.eval_shape(create))
-    memory = create.lower().compile().memory_analysis()
+    setup = set_up(config, make_objective(config), steps_per_epoch=100)
+    leaves = jax.tree.leaves(setup.like)
+    memory = setup.create.lower().compile().memory_analysis()
     result = {
         "size": arguments.size,
         "devices": arguments.devices,
@@ -57,7 +52,7 @@ def main() -> None:
     }
     if arguments.run:
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-        jax.block_until_ready(create())
+        jax.block_until_ready(setup.create())
         result["process_bytes"] = (
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         ) * 1024

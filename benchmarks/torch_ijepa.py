@@ -120,7 +120,7 @@ class Encoder(nn.Module):
 class Predictor(nn.Module):
     def __init__(self, config: Config, *, best: bool):
         super().__init__()
-        predictor, self.best = config.predictor, best
+        predictor, self.best = config.objective.predictor, best
         dim, outer_dim = predictor.embed_dim, config.model.embed_dim
         self.predictor_embed = nn.Linear(outer_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -221,7 +221,7 @@ class TorchStep:
     def eager_loss(self, batch: dict[str, Tensor]) -> Tensor:
         images, context_index = batch["image"], batch["context_index"]
         target_index = batch["target_index"]  # [B, M, T]
-        low_precision = self.config.model.dtype == "bfloat16"
+        low_precision = self.config.compute.dtype == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low_precision):
             with torch.no_grad():
                 targets = target_tokens(self.target_encoder(images))  # [B, N, D]
@@ -273,7 +273,9 @@ def from_ours(params: dict[str, Any], config: Config) -> dict[str, dict[str, Ten
     predictor_state = {
         **_dense(predictor["embed"], "predictor_embed"),
         "mask_token": predictor["mask_token"].reshape(1, 1, -1),
-        "predictor_pos_embed": sincos_positions(config.grid, config.predictor.embed_dim)[None],
+        "predictor_pos_embed": sincos_positions(config.grid, config.objective.predictor.embed_dim)[
+            None
+        ],
         **_transformer(predictor["transformer"], "predictor_blocks", "predictor_norm"),
         **_dense(predictor["proj"], "predictor_proj"),
     }

@@ -7,7 +7,7 @@ The step that runs is the one that `jepa_jax.train` runs, on made-up images and 
 shapes: K context tokens and four target blocks of T tokens each, K and T at the published scales
 unless given. Needs no TensorFlow. Each step is waited for by itself, after a warm-up. The peak is
 measured too: a large matrix product in the same precision, before and after. FLOPs are counted by
-`training/flops.py`: what the method needs on these tokens, without recomputation. The last line,
+`models/flops.py`: what the method needs on these tokens, without recomputation. The last line,
 on standard output, is JSON.
 """
 
@@ -22,18 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax.chips import CHIPS
-from jepa_jax.command_line import load_config
 from jepa_jax.config import Config, resolve
+from jepa_jax.config.files import load_config
 from jepa_jax.models.predictor import make_predictor
 from jepa_jax.models.sizes import vit_size
 from jepa_jax.models.vision_transformer import make_encoder
-from jepa_jax.objectives.ijepa import make_objective
-from jepa_jax.training.flops import step_flops
-from jepa_jax.training.optimizer import make_optimizer
-from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.sharding import batch_sharding, check_divisible, make_mesh
-from jepa_jax.training.step import create_state, make_train_step
+from jepa_jax.objectives.registry import make_objective
+from jepa_jax.planning.chips import CHIPS
+from jepa_jax.training.setup import set_up
+from jepa_jax.training.sharding import batch_sharding
 
 # Grid -> K of the published recipes, and the most frequent T at the published scales.
 PUBLISHED_TOKENS = {(14, 14): (51, 36), (16, 16): (69, 48), (28, 28): (234, 144)}
@@ -45,7 +42,7 @@ def add_step_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=["ti", "s", "b", "l", "h", "g"], default="s")
     parser.add_argument("--patch-size", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--batch-size", type=int, default=16, help="images a step, all devices")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per step, all devices")
     parser.add_argument("--context-tokens", type=int, help="K (default: the published recipe's)")
     parser.add_argument("--target-tokens", type=int, help="T (default: the most frequent)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
@@ -74,14 +71,16 @@ def make_config(arguments: argparse.Namespace) -> tuple[Config, int]:
     config["model"] |= {
         **encoder,
         "patch_size": arguments.patch_size,
+    }
+    config["compute"] = {
         "dtype": arguments.dtype,
         "remat": arguments.remat,
         "scan_layers": not arguments.unroll,
         "attention": arguments.attention,
     }
-    config["predictor"] = predictor
-    config["masks"]["context_tokens"] = arguments.context_tokens or published[0]
-    config["mesh"] = {"data": -1, "fsdp": arguments.fsdp, "tensor": arguments.tensor}
+    config["objective"]["predictor"] = predictor
+    config["objective"]["masks"]["context_tokens"] = arguments.context_tokens or published[0]
+    config["mesh"] = {"data": None, "fsdp": arguments.fsdp, "tensor": arguments.tensor}
     return resolve(config), arguments.target_tokens or published[1]
 
 
@@ -89,7 +88,7 @@ def make_batch(config: Config, target_tokens: int) -> dict[str, np.ndarray]:
     """Noise, with indices that are in range, sorted and unique, as real masks are."""
     rng = np.random.default_rng(0)
     B, N = config.batch_size, config.grid[0] * config.grid[1]
-    K, M = config.masks.context_tokens, config.masks.num_targets
+    K, M = config.objective.masks.context_tokens, config.objective.masks.num_targets
 
     def choose(n: int) -> np.ndarray:
         return np.sort(rng.permutation(N)[:n]).astype(np.int32)
@@ -119,20 +118,15 @@ def measured_peak(dtype: str, *, seconds: float = 2.0) -> float:
 
 def measure(config: Config, target_tokens: int, steps: int) -> dict[str, Any]:
     """Compiles and runs the step; see the fields for what is measured."""
-    mesh, objective = make_mesh(config.mesh), make_objective(config)
-    check_divisible(config, mesh)
-    schedules = make_schedules(config, steps_per_epoch=1000)
-    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-    state = create_state(objective, optimizer, seed=0, mesh=mesh)
-    batch = jax.device_put(make_batch(config, target_tokens), batch_sharding(mesh))
-    step = make_train_step(
-        objective, optimizer, schedules, state, seed=0, accumulation_steps=1, mesh=mesh
-    )
+    objective = make_objective(config)
+    setup = set_up(config, objective, steps_per_epoch=1000)
+    state = setup.create()
+    batch = jax.device_put(make_batch(config, target_tokens), batch_sharding(setup.mesh))
     start = time.perf_counter()
-    step = step.lower(state, batch).compile()
+    step = setup.step.lower(state, batch).compile()
     compile_seconds = time.perf_counter() - start
 
-    peak = measured_peak(config.model.dtype)
+    peak = measured_peak(config.compute.dtype)
     seconds = []
     for number in range(WARM_UP_STEPS + steps):
         start = time.perf_counter()
@@ -142,9 +136,10 @@ def measure(config: Config, target_tokens: int, steps: int) -> dict[str, Any]:
             seconds.append(time.perf_counter() - start)
     if not np.isfinite(float(metrics["loss"])):
         raise SystemExit(f"the loss is {float(metrics['loss'])}: these times mean nothing")
-    peak = max(peak, measured_peak(config.model.dtype))
+    peak = max(peak, measured_peak(config.compute.dtype))
 
-    median, per_image = statistics.median(seconds), step_flops(config, {target_tokens: 1.0}).total
+    median, shapes = statistics.median(seconds), jax.eval_shape(lambda x: x, batch)
+    per_image = sum(objective.flops(shapes).values())
     rate = per_image * config.batch_size / median / jax.device_count()  # of one device
     device = jax.devices()[0]
     sheet = {chip.device_kind: chip.peak for chip in CHIPS.values()}.get(device.device_kind)
@@ -153,7 +148,9 @@ def measure(config: Config, target_tokens: int, steps: int) -> dict[str, Any]:
     return {
         "attention": {
             "encoder": make_encoder(config).attention,
-            "predictor": make_predictor(config).attention,
+            "predictor": make_predictor(
+                config, config.objective.predictor, output_dim=config.model.embed_dim
+            ).attention,
         },
         "images_per_second": round(config.batch_size / median, 2),
         "step_seconds": {

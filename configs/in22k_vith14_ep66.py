@@ -3,15 +3,16 @@
 As in1k_vith14_ep300.py, but on more images, fewer times.
 """
 
-import in1k_vith14_ep300
 import ml_collections
+
+from .in1k_vith14_ep300 import get_config as published
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = in1k_vith14_ep300.get_config()
+    config = published()
     config.epochs = 66
-    config.model.remat = "none"  # published: 64 devices, with only 32 images each
-    config.optimizer.warmup_epochs = 3.0
+    config.compute.remat = "none"  # published: 64 devices, with only 32 images each
+    config.optimizer = {"warmup_epochs": 3.0}
     # An epoch of 14.2 million images has 6,932 steps.
     config.logging.diagnostics_every_steps = 1000
     config.checkpoint.every_steps = 2000

@@ -1,8 +1,21 @@
 """I-JEPA in JAX and Flax: pretraining, checkpoints, probes, and encoders to use elsewhere."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Encoder", "load_encoder"]
+from jepa_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from jepa_jax.encoder import Encoder, create_encoder, list_models, load_encoder
+
+__version__ = "0.1.0"  # pyproject.toml reads it from here: a checkout runs without installation
+__all__ = [
+    "Encoder",
+    "UserError",
+    "__version__",
+    "create_encoder",
+    "list_models",
+    "load_encoder",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -12,3 +25,7 @@ def __getattr__(name: str) -> Any:
     import jepa_jax.encoder
 
     return getattr(jepa_jax.encoder, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

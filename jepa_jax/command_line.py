@@ -1,40 +1,44 @@
-"""What all commands share: arguments, config files with overrides, logs, exit codes.
+"""What all commands share: arguments, logs, exit codes.
 
 Every command ends with one line of JSON on standard output; all else goes to standard error. A
 user's mistake is one line, and exit code 2; see `jepa_jax.errors` for the other codes.
 """
 
 import argparse
-import ast
 import contextlib
-import importlib.util
 import json
 import logging
 import os
 import pathlib
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from jepa_jax.config import NETWORKS
 from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
 
 
 def make_parser(module: str, doc: str) -> argparse.ArgumentParser:
     """A parser whose mistakes are `UserError`s; `run_command` adds the config overrides to it."""
-    return _Parser(
+    parser = _Parser(
         prog=f"python -m {module}",
         description=doc,
         epilog="--config.a.b=VALUE overrides a field of the config file.",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--traceback",
+        action="store_true",
+        help="show where an error arose, and its causes (also: JEPA_JAX_TRACEBACK=1)",
+    )
+    return parser
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +52,9 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--network",
-        choices=NETWORKS,
-        help="which of its two encoders: the moving average, which the paper evaluates, or the "
-        "context encoder (default: target_encoder, or else the only one that is there)",
+        metavar="NAME",
+        help="which of its encoders: of I-JEPA target_encoder, the moving average, which the paper "
+        "evaluates, or encoder, the context encoder (default: the first of them that it holds)",
     )
 
 
@@ -91,6 +95,8 @@ def run_command(
     """
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("jepa_jax").setLevel(logging.INFO)
+    argv = sys.argv[1:] if argv is None else argv
+    show_traceback = "--traceback" in argv or bool(os.environ.get("JEPA_JAX_TRACEBACK"))
     try:
         arguments, rest = parser.parse_known_args(argv)
         for argument in rest:
@@ -98,6 +104,8 @@ def run_command(
                 parser.error(f"unknown argument {argument}")
         result = command(arguments, rest)
     except (UserError, StoppedRunError, PreemptedError) as error:
+        if show_traceback:
+            traceback.print_exc()
         print(f"error: {error}".replace("\n", " "), file=sys.stderr)
         sys.exit(error.exit_code)
     if result is not None:
@@ -112,7 +120,7 @@ def new_output(destination: pathlib.Path) -> Iterator[pathlib.Path]:
       UserError: the destination exists, or can't be written.
     """
     if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
-        raise UserError(f"{destination}: is there already; remove it, or choose another name")
+        raise UserError(f"{destination}: already exists; remove it, or choose another name")
     temporary = destination.parent / f".{destination.name}.incomplete-{os.getpid()}"
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -121,72 +129,9 @@ def new_output(destination: pathlib.Path) -> Iterator[pathlib.Path]:
             destination.rmdir()
         temporary.rename(destination)
     except OSError as error:
-        raise UserError(f"{destination}: can't be written: {error}") from None
+        raise UserError(f"{destination}: can't be written: {error}") from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
-
-
-def load_config(path: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The fields of a config file, as nested dictionaries, with overrides applied.
-
-    Values are not checked here, but by `config.resolve`, which knows their types.
-
-    Args:
-      path: a Python file with a function `get_config`. It may import the files beside it.
-      overrides: `--config.a.b=value`; the value is a Python literal, or else a string.
-
-    Raises:
-      UserError: there is no such file, it does not run, or an override has no value.
-    """
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"--config {path}: no such file")
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-    if spec is None:
-        raise UserError(f"--config {path}: must be a Python file, with the ending .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        with _importable(pathlib.Path(path).resolve().parent):
-            spec.loader.exec_module(module)
-            config = module.get_config().to_dict()
-    except Exception as error:  # whatever a user's file may raise
-        raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
-    for override in overrides:
-        name, equals, text = override.removeprefix("--config.").partition("=")
-        if not equals:
-            raise UserError(f"{override}: needs a value, --config.{name}=VALUE")
-        *sections, field = name.split(".")
-        node = config
-        for section in sections:
-            node = node.setdefault(section, {})
-            if not isinstance(node, dict):
-                raise UserError(f"{override}: {section} is a value and has no fields")
-        node[field] = text if isinstance(node.get(field), str) else _parse_value(text)
-    return config
-
-
-@contextlib.contextmanager
-def _importable(folder: pathlib.Path) -> Iterator[None]:
-    """The Python files of a folder can be imported by their bare names, before all others."""
-    others = set(sys.modules)
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        # Forgotten again: another folder may have a file of the same name.
-        for name in set(sys.modules) - others:
-            file = getattr(sys.modules[name], "__file__", None)
-            if file and pathlib.Path(file).parent == folder:
-                del sys.modules[name]
-
-
-def _parse_value(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

@@ -1,7 +1,7 @@
 """Checkpoints of other libraries to ours and back: python -m jepa_jax.convert VERB SRC DST
 
     official-to-orbax  FILE.pth.tar -> a workdir, whose training can be continued
-    orbax-to-official  a workdir or checkpoint -> FILE.pth.tar, which the published code loads
+    orbax-to-official  a workdir or checkpoint -> FILE.pth.tar, which the reference loads
     hf-to-orbax        a folder with model.safetensors (Hugging Face's IJepaModel, or timm's names),
                        or such a file -> a workdir with one encoder
     orbax-to-hf        a workdir or checkpoint -> a folder for IJepaModel.from_pretrained
@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import tqdm
 
-from jepa_jax.command_line import load_config, make_parser, new_output, run_command
-from jepa_jax.config import NETWORKS
+from jepa_jax.command_line import make_parser, new_output, run_command
+from jepa_jax.config.files import load_config
 from jepa_jax.errors import UserError
 from jepa_jax.interop import converted
 from jepa_jax.interop.huggingface import (
@@ -32,11 +32,12 @@ from jepa_jax.interop.huggingface import (
     open_huggingface,
     write_huggingface,
 )
+from jepa_jax.interop.names import NETWORKS
 from jepa_jax.interop.official import Official, official_items, open_official
 from jepa_jax.interop.official_writer import official_bytes, write_official
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
 
-CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 VERBS = ("official-to-orbax", "orbax-to-official", "hf-to-orbax", "orbax-to-hf")
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,9 @@ def orbax_to_official(
 def orbax_to_hf(source: pathlib.Path, destination: pathlib.Path, *, network: str) -> dict[str, Any]:
     """Converts one encoder; see `write_huggingface` for errors."""
     folder = checkpoint.find(source)
-    network = checkpoint.choose_network(folder, network)
-    num_bytes = huggingface_bytes(checkpoint.read_config(folder))
+    config = checkpoint.read_config(folder)
+    network = checkpoint.choose_encoder(folder, network, make_objective(config))
+    num_bytes = huggingface_bytes(config)
     with new_output(destination) as path, _progress_bar(num_bytes) as progress:
         write_huggingface(folder, path, network=network, progress=progress)
     return {"networks": [network]}
@@ -83,7 +85,7 @@ def _to_orbax(
     opened: Official | HuggingFace,
     items: Callable[[Callable[[int], None]], Iterator[tuple[str, Any]]],
 ) -> dict[str, Any]:
-    """Writes a workdir with one checkpoint; returns what is to be said of it."""
+    """Writes a workdir with one checkpoint; returns what the JSON line says of it."""
     config, step = opened.config, getattr(opened, "step", None)
     for network, lines in opened.source.get("partial", {}).items():
         for line in lines:
@@ -141,8 +143,8 @@ def main() -> None:
         "--epoch",
         type=int,
         metavar="N",
-        help="orbax-to-official: epochs completed, from which the published code goes on (default: "
-        "as the checkpoint came, or else 0)",
+        help="orbax-to-official: epochs completed, from which the reference goes on (default: "
+        "as the checkpoint came, or 0)",
     )
 
     def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def main() -> None:
         if arguments.num_heads is not None and arguments.num_heads < 1:
             raise UserError(f"--num-heads {arguments.num_heads}: must be at least 1")
         if arguments.verb.endswith("-to-orbax"):
-            config = arguments.config or str(CONFIGS / "in1k_vith14_ep300.py")
+            config = arguments.config or "configs/in1k_vith14_ep300.py"
             options = {
                 "base": load_config(config, overrides),
                 "base_is_given": arguments.config is not None,

@@ -14,17 +14,23 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jepa_jax.config import Config
+from jepa_jax.config import Config, resolve, to_dict
+from jepa_jax.errors import UserError
+from jepa_jax.models.sizes import vit_size
 from jepa_jax.models.vision_transformer import make_encoder
-from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.objectives.objective import initial_encoder
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
+
+# The published shapes: size, patch size.
+_MODELS = (("ti", 16), ("s", 16), ("b", 16), ("l", 16), ("h", 14), ("h", 16), ("g", 16))
 
 Images = Float[Array, "*B H W 3"] | Float[np.ndarray, "*B H W 3"]
 
@@ -81,8 +87,8 @@ class Encoder:
             raise ValueError(f"images of {images.dtype}: must be normalised first; see preprocess")
         images = jnp.asarray(images)
         batch = images if images.ndim == 4 else images[None]
-        with _exact() if model.dtype == "float32" else contextlib.nullcontext():
-            tokens = make_encoder(self.config).apply({"params": params}, batch, layers=layers)
+        with _exact() if self.config.compute.dtype == "float32" else contextlib.nullcontext():
+            tokens: Any = make_encoder(self.config).apply({"params": params}, batch, layers=layers)
         return tokens if images.ndim == 4 else jnp.squeeze(tokens, axis=-3)
 
     def preprocess(
@@ -111,11 +117,13 @@ class Encoder:
             )
         data = self.config.data
         size = image_size or data.image_size
-        top, left, height, width = _centre(*images.shape[-3:-1], size, data.eval_crop)
+        top, left, height, width = _centre(images.shape[-3], images.shape[-2], size, data.eval_crop)
         x = images[..., top : top + height, left : left + width, :]
         x = jnp.asarray(x, jnp.float32)
         x = jax.image.resize(x, (*x.shape[:-3], *size, 3), method="linear", antialias=True)
-        mean, std = np.float32(data.mean), np.float32(data.std)
+        per_channel = (1,) * (x.ndim - 1) + (3,)
+        mean = np.array(data.mean, np.float32).reshape(per_channel)
+        std = np.array(data.std, np.float32).reshape(per_channel)
         return (x / np.float32(255) - mean) / std
 
 
@@ -123,15 +131,15 @@ def load_encoder(
     path: str | os.PathLike,
     *,
     network: str | None = None,
-    dtype: str = "float32",
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> tuple[Encoder, Any]:
     """An encoder from a checkpoint: a function of parameters and images, and its parameters.
 
     Args:
       path: a workdir of `jepa_jax.train` (its newest checkpoint is taken), one step's folder in it,
-        or what `jepa_jax.convert` wrote.
+        what `jepa_jax.convert` wrote, or a Hugging Face folder of an `IJepaModel`.
       network: "target_encoder", the average that the paper evaluates, or "encoder", the context
-        encoder; None: the first, or else the only one that a converted checkpoint holds.
+        encoder; None: the first, or the only one that a converted checkpoint holds.
       dtype: of the matrix products. "bfloat16" is faster on accelerators, and less exact; float32
         is computed as such even where the hardware has a faster approximation.
 
@@ -141,12 +149,89 @@ def load_encoder(
     Raises:
       UserError: there is no such checkpoint, it is damaged, or it does not hold that network.
     """
-    folder = checkpoint.find(pathlib.Path(path))
+    path = pathlib.Path(path)
+    if (path / "config.json").is_file():
+        return _from_huggingface(path, network, dtype)
+    folder = checkpoint.find(path)
     config = checkpoint.read_config(folder)
-    network = checkpoint.choose_network(folder, network)
-    params = checkpoint.restore_network(folder, network, make_objective(config))
-    model = dataclasses.replace(config.model, dtype=dtype, remat="none")
-    return Encoder(dataclasses.replace(config, model=model), network), params
+    objective = make_objective(config)
+    network = checkpoint.choose_encoder(folder, network, objective)
+    params = checkpoint.restore_encoder(folder, network, objective)
+    return Encoder(_for_inference(config, dtype), network), params
+
+
+def _from_huggingface(path: pathlib.Path, network: str | None, dtype: str) -> tuple[Encoder, Any]:
+    """An encoder from a folder that `IJepaModel.save_pretrained` wrote."""
+    from jepa_jax.interop.huggingface import huggingface_items, open_huggingface
+
+    found = open_huggingface(
+        path,
+        to_dict(_config_of("h", 14, (224, 224))),  # the tensors' shapes overrule it
+        num_heads=None,
+        base_is_given=False,
+        allow_partial=False,
+        network=network,
+    )
+    ((network, lazy),) = huggingface_items(found, lambda _: None)
+    params = jax.tree.map(lambda array: jnp.asarray(array.read()), lazy)
+    return Encoder(_for_inference(found.config, dtype), network), params
+
+
+def list_models() -> list[str]:
+    """Names for `create_encoder`: the published shapes, "vit_b16" for ViT-B/16."""
+    return [f"vit_{size}{patch}" for size, patch in _MODELS]
+
+
+def create_encoder(
+    name: str, *, image_size: int | tuple[int, int] = 224, seed: int = 0, dtype: str = "float32"
+) -> tuple[Encoder, Any]:
+    """An encoder at its random initialisation, as a run starts from it.
+
+    Args:
+      name: of `list_models()`.
+      image_size: height and width in pixels, or one number for both.
+      seed: of the initialisation.
+      dtype: of the matrix products; see `load_encoder`.
+
+    Returns:
+      (encode, params): see `Encoder`. `encode.preprocess` normalises as for ImageNet.
+
+    Raises:
+      UserError: there is no such model, or the size is no multiple of its patch size.
+    """
+    models = dict(zip(list_models(), _MODELS, strict=True))
+    if name not in models:
+        raise UserError(f"model {name!r}: must be one of {', '.join(models)}")
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    config = _config_of(*models[name], size)
+    params = initial_encoder(make_objective(config), seed, "encoder")
+    return Encoder(_for_inference(config, dtype), "encoder"), params
+
+
+def _for_inference(config: Config, dtype: str) -> Config:
+    fields = to_dict(config)
+    fields["compute"] |= {"dtype": dtype, "remat": "none"}
+    return resolve(fields)
+
+
+def _config_of(size: str, patch_size: int, image_size: tuple[int, int]) -> Config:
+    """A run's configuration around a published shape, of which an encoder uses little."""
+    encoder, predictor = vit_size(size)
+    return resolve(
+        {
+            "epochs": 1,
+            "batch_size": 1,
+            "data": {
+                "source": "folder",
+                "image_size": image_size,
+                "eval_crop": 0.875,
+                "mean": (0.485, 0.456, 0.406),
+                "std": (0.229, 0.224, 0.225),
+            },
+            "model": {**encoder, "patch_size": patch_size},
+            "objective": {"name": "ijepa", "masks": {"context_tokens": 1}, "predictor": predictor},
+        }
+    )
 
 
 def _exact() -> contextlib.AbstractContextManager:

@@ -1,7 +1,7 @@
 """The ways a command ends that are not success, each with its exit code."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake in the user's input: one line that names the field or file, its value, the fix."""
 
     exit_code = 2

@@ -49,12 +49,13 @@ def export_encoder(
     Args:
       params: its parameters, of which only the shapes matter: they stay an argument, a flat
         dictionary "transformer/norm/bias" -> array.
-      batch_size: images a call; None: any number, as a symbol of the exported shape.
+      batch_size: images per call; None: any number, as a symbol of the exported shape.
       image_size: height and width, multiples of the patch size.
     """
     # A fused attention of one platform would be none on the others.
-    model = dataclasses.replace(encode.config.model, attention="xla")
-    encode = dataclasses.replace(encode, config=dataclasses.replace(encode.config, model=model))
+    compute = dataclasses.replace(encode.config.compute, attention="xla")
+    config = dataclasses.replace(encode.config, compute=compute)
+    encode = dataclasses.replace(encode, config=config)
 
     def call(flat: dict[str, jax.Array], images: jax.Array) -> jax.Array:
         return encode(flax.traverse_util.unflatten_dict(flat, sep="/"), images)
@@ -107,7 +108,7 @@ def main() -> None:
     add_checkpoint_arguments(parser)
     parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR2")
     parser.add_argument(
-        "--batch-size", type=int, metavar="B", help="images a call (default: any number)"
+        "--batch-size", type=int, metavar="B", help="images per call (default: any number)"
     )
     parser.add_argument(
         "--image-size",

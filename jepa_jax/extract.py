@@ -18,7 +18,7 @@ import dataclasses
 import pathlib
 import zipfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +39,8 @@ from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.sharding import batch_sharding, make_mesh, replicated, traced_on
 
 
-class Images(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ImageBatches:
     """Images that are ready to be encoded.
 
     Attributes:
@@ -59,7 +60,7 @@ class Images(NamedTuple):
 def extract(
     encode: Encoder,
     params: Any,
-    images: Images,
+    images: ImageBatches,
     path: pathlib.Path,
     *,
     batch_size: int,
@@ -75,7 +76,7 @@ def extract(
     Returns:
       Shapes of what was written.
     """
-    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
+    mesh = make_mesh(MeshConfig())
     params = jax.device_put(params, replicated(mesh))
     encode_divided = jax.jit(traced_on(mesh, encode), out_shardings=batch_sharding(mesh))
     model = encode.config.model
@@ -105,13 +106,13 @@ def extract(
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
-    shapes = {} if pooled_only else {"patches": shape}
+    shapes: dict[str, tuple[int, ...]] = {} if pooled_only else {"patches": shape}
     return shapes | {"pooled": arrays["pooled"].shape}
 
 
 def open_images(
     path: pathlib.Path, encode: Encoder, *, batch_size: int, image_size: tuple[int, int] | None
-) -> Images:
+) -> ImageBatches:
     """Opens a folder or an array.
 
     Args:
@@ -130,7 +131,7 @@ def open_images(
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged file fails in many ways
-        raise UserError(f"--images {path}: can't be read: {error}") from None
+        raise UserError(f"--images {path}: can't be read: {error}") from error
     given = f"--images {path}: {array.dtype} {list(array.shape)}"
     if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
         raise UserError(f"{given}: must be [n, H, W, 3]")
@@ -146,38 +147,41 @@ def open_images(
             raise UserError(f"{given}: is taken as already prepared; leave --image-size out")
         if size[0] % patch_size or size[1] % patch_size:
             raise UserError(f"{given}: H and W must be multiples of the patch size, {patch_size}")
-        prepare = np.asarray
+
+        def prepare(batch: np.ndarray) -> np.ndarray:
+            return np.asarray(batch)
+
     else:
         raise UserError(f"{given}: must be uint8 (raw) or float32 (already normalised)")
     starts = range(0, len(array), batch_size)
     batches = (prepare(array[start : start + batch_size]) for start in starts)
-    return Images(len(array), size, batches, files=None, labels=None)
+    return ImageBatches(len(array), size, batches, files=None, labels=None)
 
 
 def _open_folder(
     path: pathlib.Path, encode: Encoder, batch_size: int, image_size: tuple[int, int] | None
-) -> Images:
+) -> ImageBatches:
     try:
         from jepa_jax.data.pipeline import eval_batches
         from jepa_jax.data.sources import open_source
-    except ImportError:
+    except ImportError as error:
         raise UserError(
             f"--images {path}: TensorFlow reads image files, and is not installed; install "
             "requirements.txt, or give the images as a .npy array"
-        ) from None
+        ) from error
     data = encode.config.data
     data = dataclasses.replace(
         data,
         source="folder",
         path=str(path),
-        train_split="",
+        train_split=None,
         image_size=image_size or data.image_size,
     )
     source = open_source(data, "train")
     index = np.arange(source.num_examples)
-    files = [source.describe(i) for i in index]
+    files = [source.describe(int(i)) for i in index]
     batches = eval_batches(data, source, index=index, batch_size=batch_size)
-    return Images(source.num_examples, data.image_size, batches, files, source.labels)
+    return ImageBatches(source.num_examples, data.image_size, batches, files, source.labels)
 
 
 def main() -> None:

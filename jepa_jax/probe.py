@@ -12,14 +12,15 @@ from typing import Any
 
 from jepa_jax.command_line import (
     add_checkpoint_arguments,
-    load_config,
     make_parser,
     run_command,
 )
 from jepa_jax.config import ProbeConfig, probe_data, resolve_probe
-from jepa_jax.evaluation.comparison import features_of, random_target
+from jepa_jax.config.files import load_config
+from jepa_jax.evaluation.comparison import features_of
 from jepa_jax.evaluation.probes import probe
-from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.objectives.objective import initial_encoder
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
 
@@ -31,22 +32,22 @@ def probe_checkpoint(
 
     Args:
       path: workdir, or folder of one checkpoint.
-      network: "target_encoder" or "encoder"; None: see `checkpoint.choose_network`.
+      network: which encoder; None: see `checkpoint.choose_encoder`.
 
     Raises:
       UserError: the checkpoint can't be read, or the data don't suit the probe.
     """
     folder = checkpoint.find(path)
-    network = checkpoint.choose_network(folder, network)
     trained = checkpoint.read_config(folder)
+    objective = make_objective(trained)
+    network = checkpoint.choose_encoder(folder, network, objective)
     data = probe_data(config, trained)
     use_compilation_cache()
-    objective = make_objective(trained)
-    targets = {"pretrained": checkpoint.restore_network(folder, network, objective)}
+    encoders = {"pretrained": checkpoint.restore_encoder(folder, network, objective)}
     if config.controls:
-        targets["random_init"] = random_target(trained, objective)
+        encoders["random_init"] = initial_encoder(objective, trained.seed)
     features = features_of(
-        data, objective, targets, batch_size=config.batch_size, pixels=config.controls
+        data, objective, encoders, batch_size=config.batch_size, pixels=config.controls
     )
     results = {name: probe(config, *split) for name, split in features.items()}
     print_table({config.protocol: {name: r["accuracy"] for name, r in results.items()}})

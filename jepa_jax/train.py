@@ -19,25 +19,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from jepa_jax.chips import CHIPS
-from jepa_jax.command_line import load_config, make_parser, run_command
-from jepa_jax.config import Config, resolve
+from jepa_jax.batch.masks import MultiBlock, check_feasible
+from jepa_jax.command_line import make_parser, run_command
+from jepa_jax.config import Config, resolve, to_dict
+from jepa_jax.config.files import load_config, override
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import Source, open_source
+from jepa_jax.data.stream import make_stream
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.features import make_pool, pooled_features
 from jepa_jax.evaluation.probes import LabelledFeatures, knn_accuracy
-from jepa_jax.models.predictor import make_predictor
 from jepa_jax.models.vision_transformer import make_encoder
-from jepa_jax.objectives.ijepa import make_objective
 from jepa_jax.objectives.objective import Objective
-from jepa_jax.plan import plan, table, topology_devices, virtual_devices
+from jepa_jax.objectives.registry import make_objective
+from jepa_jax.planning.chips import CHIPS
+from jepa_jax.planning.needs import plan, table, topology_devices, virtual_devices
+from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.loop import train
 from jepa_jax.training.processes import check_agreement, check_shared, join, leave
 from jepa_jax.training.sharding import make_mesh
 
 # The online k-NN probe: of training images alone, since the test images are for afterwards.
+log = logging.getLogger(__name__)
 _KNN_REFERENCES, _KNN_QUERIES, _KNN_NEIGHBORS = 4000, 1000, 10
 
 
@@ -46,29 +50,34 @@ def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     use_compilation_cache()
     source = open_source(config.data, "train")
     objective = make_objective(config)
-    logging.getLogger(__name__).info(
-        "attention: %s in the encoder, %s in the predictor; blocks %s",
+    stream = make_stream(
+        objective.needs, config.data, source, seed=config.seed, batch_size=config.batch_size
+    )
+    if isinstance(objective.needs.masks, MultiBlock):
+        enough = check_feasible(objective.needs.masks)
+        log.info("masks: %.1f%% of draws leave enough context; others are redrawn", 100 * enough)
+    log.info(
+        "attention: %s in the encoder; blocks %s",
         make_encoder(config).attention,
-        make_predictor(config).attention,
-        "in a loop" if config.model.scan_layers else "unrolled",
+        "in a loop" if config.compute.scan_layers else "unrolled",
     )
     knn = online_knn(config, objective, source) if config.logging.knn_every_steps else None
-    return train(config, workdir, objective=objective, source=source, knn_accuracy=knn)
+    return train(config, workdir, objective=objective, stream=stream, knn_accuracy=knn)
 
 
 def online_knn(config: Config, objective: Objective, source: Source) -> Callable[[Any], float]:
-    """A function from target parameters to the k-NN accuracy between training images.
+    """A function from an encoder's weights to the k-NN accuracy between training images.
 
     Raises:
       UserError: the training images have no labels, or are too few.
     """
     field = f"config.logging.knn_every_steps = {config.logging.knn_every_steps}"
     if source.labels is None:
-        raise UserError(f"{field}: the training images have no labels; set it to 0")
+        raise UserError(f"{field}: the training images have no labels; set it to None")
     if source.num_examples < _KNN_REFERENCES + _KNN_QUERIES:
         raise UserError(
             f"{field}: the online probe needs {_KNN_REFERENCES + _KNN_QUERIES} training images, "
-            f"and there are {source.num_examples}; set it to 0"
+            f"and there are {source.num_examples}; set it to None"
         )
     index = np.random.default_rng(config.seed).permutation(source.num_examples)
     index = index[: _KNN_REFERENCES + _KNN_QUERIES]
@@ -77,9 +86,9 @@ def online_knn(config: Config, objective: Objective, source: Source) -> Callable
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = max(256 // shares, 1) * shares
 
-    def accuracy(target: Any) -> float:
+    def accuracy(weights: Any) -> float:
         batches = eval_batches(config.data, source, index=index, batch_size=batch_size)
-        features = pooled_features(pool, target, batches)
+        features = pooled_features(pool, weights, batches)
         return knn_accuracy(
             LabelledFeatures(features[:_KNN_REFERENCES], labels[:_KNN_REFERENCES]),
             LabelledFeatures(features[_KNN_REFERENCES:], labels[_KNN_REFERENCES:]),
@@ -87,6 +96,26 @@ def online_knn(config: Config, objective: Objective, source: Source) -> Callable
         )
 
     return accuracy
+
+
+def read_configuration(
+    path: str | None, workdir: pathlib.Path | None, overrides: list[str]
+) -> Config:
+    """The configuration of a file, or the one that the run in a workdir was saved with.
+
+    Raises:
+      UserError: there is neither, or it is not a valid one.
+    """
+    if path is not None:
+        return resolve(load_config(path, overrides))
+    if workdir is None:
+        raise UserError("--config FILE: is needed, or the --workdir of a run to resume")
+    if checkpoint.latest_step(workdir) is None:
+        raise UserError(
+            f"--workdir {workdir}: holds no run to resume; start one with --config FILE"
+        )
+    saved = to_dict(checkpoint.read_config(checkpoint.find(workdir)))
+    return resolve(override(saved, overrides))
 
 
 def print_plan(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -99,6 +128,9 @@ def print_plan(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         devices, chip = topology_devices(arguments.topology)
     else:
         devices, chip = virtual_devices(arguments.devices), arguments.chip or "v5e"
+    masks = make_objective(config).needs.masks
+    if isinstance(masks, MultiBlock):
+        check_feasible(masks)
     needs = plan(config, devices, chip, num_images=arguments.images, mfu=arguments.mfu)
     print(table(needs), file=sys.stderr)
     return needs
@@ -106,7 +138,9 @@ def print_plan(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = make_parser("jepa_jax.train", __doc__)
-    parser.add_argument("--config", required=True, help="a file in configs/")
+    parser.add_argument(
+        "--config", help="a file in configs/ (default: what the run in --workdir was started with)"
+    )
     parser.add_argument("--workdir", type=pathlib.Path, help="folder of the run")
     parser.add_argument(
         "--distributed",
@@ -121,7 +155,7 @@ def main() -> None:
     planning.add_argument(
         "--topology",
         metavar="NAME:SHAPE",
-        help="for a TPU slice, v5e:16x16 say; needs libtpu (pip install libtpu), but no TPU",
+        help="for a TPU slice, as v5e:16x16; needs libtpu (pip install libtpu), but no TPU",
     )
     planning.add_argument(
         "--images",
@@ -131,11 +165,11 @@ def main() -> None:
         help="training images (default: %(default)s, ImageNet-1k's)",
     )
     planning.add_argument(
-        "--mfu", type=float, help="share of the peak to estimate the hours of the run from, 0.5 say"
+        "--mfu", type=float, help="share of the peak to estimate the run's hours from (0.5)"
     )
 
     def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any] | None:
-        config = resolve(load_config(arguments.config, overrides))
+        config = read_configuration(arguments.config, arguments.workdir, overrides)
         if arguments.plan:
             return print_plan(config, arguments)
         for name in ("devices", "chip", "topology", "mfu"):
@@ -143,7 +177,7 @@ def main() -> None:
                 parser.error(f"--{name} goes with --plan")
         if arguments.workdir is None:
             parser.error("the following arguments are required: --workdir")
-        if ":/" in str(arguments.workdir):  # gs://bucket, say
+        if ":/" in str(arguments.workdir):  # for example gs://bucket
             raise UserError(
                 f"--workdir {arguments.workdir}: must be a folder; mount a bucket first (gcsfuse)"
             )

@@ -38,7 +38,7 @@ fingerprint() {
     cksum | cut -d ' ' -f 1
 }
 
-# make_environment WHAT: WHAT is what to hand to pip, "-r requirements.txt" say, one word an argument.
+# make_environment WHAT: WHAT is what to hand to pip (-r requirements.txt), one word per argument.
 make_environment() {
   local stamp python
   stamp=".venv/.installed-$(fingerprint "$*")"

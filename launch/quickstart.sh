@@ -8,7 +8,7 @@ usage: bash launch/quickstart.sh [--dry-run] [--workdir DIR] [--config.a.b=VALUE
 
 Makes .venv and installs requirements.txt there (once), pretrains I-JEPA on the bundled
 Fashion-MNIST images, probes it, prints a table, and draws pictures into the workdir
-(default: runs/quickstart). Needs Python 3.11 or later, or uv; no accelerator.
+(default: runs/quickstart). Needs Python 3.11 to 3.13, or uv; no accelerator.
 
   --dry-run   print the commands, run none
   other arguments go to python -m jepa_jax.quickstart

@@ -7,7 +7,7 @@ usage() {
 usage: bash launch/test.sh [--dry-run] [--interop] [pytest arguments ...]
 
 Makes .venv and installs the package's dependencies and those of its tests there (once), and
-runs the test suite. Needs Python 3.11 or later, or uv; no accelerator.
+runs the test suite. Needs Python 3.11 to 3.13, or uv; no accelerator.
 
   --dry-run   print the commands, run none
   --interop   install PyTorch and transformers too (requirements-interop.txt), for the tests that
@@ -31,7 +31,7 @@ for argument in "$@"; do
   esac
 done
 
-make_environment -e ".[test]" ${interop[@]+"${interop[@]}"}
+make_environment -r requirements.txt -e ".[test]" ${interop[@]+"${interop[@]}"}
 # Compilation, where the time goes, uses one core; a file's tests share what it compiled.
 command=(.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile ${arguments[@]+"${arguments[@]}"})
 if [ "$dry_run" = yes ]; then

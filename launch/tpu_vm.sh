@@ -133,9 +133,9 @@ start() {
   case " ${arguments[*]-} " in *" --workdir"[\ =]*) ;; *) fail "$verb: --workdir is missing" ;; esac
   local command="bash launch/keep_running.sh .venv/bin/python -m jepa_jax.train --distributed auto"
   command+="$(printf ' %q' "${arguments[@]}")"
-  # With the lock taken, a run is there already: two of them would fight for the accelerators.
+  # With the lock taken, a run is in progress: two of them would fight for the accelerators.
   on_workers all "cd jepa_jax && { test -e .installed || { echo 'error: not installed' >&2; exit 2; }; } &&
-{ flock -n train.lock true || { echo 'error: a run is there already' >&2; exit 2; }; } &&
+{ flock -n train.lock true || { echo 'error: a run is in progress' >&2; exit 2; }; } &&
 { nohup flock -n train.lock $command >>train.log 2>&1 </dev/null & }"
 }
 

@@ -16,36 +16,45 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jaxtyping import install_import_hook
 
+jax.config.update("jax_numpy_rank_promotion", "raise")  # [N, D] + [D] must be written out
+
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
 # Shapes and types of annotated functions are checked at each call while the tests run.
 install_import_hook("jepa_jax", "beartype.beartype")
 
-from jepa_jax.command_line import load_config  # noqa: E402
-from jepa_jax.config import Config, resolve  # noqa: E402
+from jepa_jax.config import Config, resolve, to_dict  # noqa: E402
+from jepa_jax.config.files import load_config  # noqa: E402
+from jepa_jax.data.stream import make_stream  # noqa: E402
 from jepa_jax.interop import converted  # noqa: E402
-from jepa_jax.objectives.ijepa import make_objective  # noqa: E402
+from jepa_jax.objectives.ema import EmaState  # noqa: E402
+from jepa_jax.objectives.objective import Clock  # noqa: E402
+from jepa_jax.objectives.registry import make_objective  # noqa: E402
 
 
 def load_config_file(name: str) -> ml_collections.ConfigDict:
-    """`get_config()` of a file in configs/."""
-    return ml_collections.ConfigDict(load_config(str(REPOSITORY / "configs" / f"{name}.py"), []))
+    """`get_config()` of a file in configs/, with the defaults of all other fields."""
+    config = resolve(load_config(str(REPOSITORY / "configs" / f"{name}.py"), []))
+    return ml_collections.ConfigDict(to_dict(config))
 
 
 def tiny_config() -> ml_collections.ConfigDict:
-    """A run of seconds: two blocks of width 16 on the bundled images, 16 images a step."""
+    """A run of seconds: two blocks of width 16 on the bundled images, 16 images per step."""
     config = load_config_file("fashion_mnist")
     config.epochs = 1
     config.batch_size = 16
     config.model.update({"patch_size": 7, "embed_dim": 16, "depth": 2, "num_heads": 2})
-    config.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 2})
-    config.masks.update({"context_tokens": 4, "num_targets": 2, "target_scale": (0.15, 0.3)})
+    config.objective.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 2})
+    config.objective.masks.update(
+        {"context_tokens": 4, "num_targets": 2, "target_scale": (0.15, 0.3)}
+    )
     return config
 
 
@@ -59,6 +68,34 @@ def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:
         text=True,
         check=False,
     )
+
+
+def stream_of(config, source):
+    """The batches that a run of this configuration trains on."""
+    return make_stream(
+        make_objective(config).needs,
+        config.data,
+        source,
+        seed=config.seed,
+        batch_size=config.batch_size,
+    )
+
+
+def randomized(objective, seed=1):
+    """Parameters of an objective, none of which is zero or one."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.1, 0.4, x.shape), jnp.float32), shapes)
+
+
+def ijepa_loss(objective):
+    """I-JEPA's loss as a scalar function of (parameters, target encoder, batch, key)."""
+
+    def loss(params, target, batch, key):
+        state = EmaState(step=jnp.zeros([], jnp.int32), target=target)
+        return objective.loss(params, state, batch, key, Clock(0, 100.0))[0]
+
+    return loss
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from jepa_jax.command_line import load_config
+from jepa_jax.config.files import load_config
 from jepa_jax.errors import UserError
 from jepa_jax.interop.converted import LazyArray
 

@@ -1,4 +1,4 @@
-"""Reads a recording of the published code, and maps its parameters onto ours.
+"""Reads a recording of the reference, and maps its parameters onto ours.
 
 The checkpoints are zip files of raw arrays and a pickle that says how to assemble them. Reading
 them here, with an unpickler that knows four names and runs no other code, spares the test PyTorch.
@@ -96,11 +96,11 @@ def config_of(trace: Trace) -> Config:
     config.model.depth = meta["depth"]
     config.model.num_heads = meta["num_heads"]
     config.model.mlp_ratio = meta["mlp_ratio"]
-    config.model.scan_layers = True  # the steps' blocks have five sizes: five compilations
-    config.predictor.embed_dim = meta["predictor_embed_dim"]
-    config.predictor.depth = meta["predictor_depth"]
-    config.predictor.num_heads = meta["num_heads"]
-    config.masks.context_tokens = trace.arrays["step0/context_index"].shape[-1]
+    config.compute.scan_layers = True  # the steps' blocks have five sizes: five compilations
+    config.objective.predictor.embed_dim = meta["predictor_embed_dim"]
+    config.objective.predictor.depth = meta["predictor_depth"]
+    config.objective.predictor.num_heads = meta["num_heads"]
+    config.objective.masks.context_tokens = trace.arrays["step0/context_index"].shape[-1]
     config.objective.loss = "smooth_l1"
     config.optimizer.start_lr = meta["start_lr"]
     config.optimizer.lr = meta["lr"]
@@ -109,7 +109,7 @@ def config_of(trace: Trace) -> Config:
     config.optimizer.weight_decay = meta["weight_decay"]
     config.optimizer.final_weight_decay = meta["final_weight_decay"]
     config.optimizer.ipe_scale = meta["ipe_scale"]
-    config.ema.start_momentum, config.ema.final_momentum = meta["ema"]
+    config.objective.ema.start_momentum, config.objective.ema.final_momentum = meta["ema"]
     return resolve(config)
 
 

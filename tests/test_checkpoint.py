@@ -1,19 +1,21 @@
 """Checkpoints: what is read, and what a damaged one does."""
 
+import errno
+import logging
 import shutil
 
+import chex
 import jax
-import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jepa_jax.config import resolve
 from jepa_jax.errors import UserError
-from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
-from jepa_jax.training.ema import get_target
-from jepa_jax.training.optimizer import make_optimizer
-from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.step import abstract_state, create_state
+from jepa_jax.training.items import read_item
+from jepa_jax.training.resume import check_resumable
+from jepa_jax.training.setup import set_up
 
 
 @pytest.fixture
@@ -25,32 +27,31 @@ def config(tiny):
 def saved(config, tmp_path, one_device):
     """A state and the folder of its checkpoint."""
     objective = make_objective(config)
-    optimizer = make_optimizer(config.optimizer, make_schedules(config, 10), objective.target_of)
-    state = create_state(objective, optimizer, seed=0, mesh=one_device)
+    setup = set_up(config, objective, steps_per_epoch=10, mesh=one_device)
+    state = setup.create()
     # All leaves different, so that no two can be mixed up.
     leaves, structure = jax.tree.flatten(state)
     leaves = [leaf + i for i, leaf in enumerate(leaves)]
     state = jax.tree.unflatten(structure, leaves)
     manager = checkpoint.make_manager(tmp_path, config)
-    checkpoint.save(manager, state, config)
+    checkpoint.save(manager, state, config, objective)
     manager.wait_until_finished()
     manager.close()
-    like = abstract_state(objective, optimizer, mesh=one_device)
-    return jax.device_get(state), checkpoint.find(tmp_path), like
+    return jax.device_get(state), checkpoint.find(tmp_path), setup.like
 
 
 def restore_target(folder, config):
-    return checkpoint.restore_network(folder, "target_encoder", make_objective(config))
+    return checkpoint.restore_encoder(folder, "target_encoder", make_objective(config))
 
 
 def assert_equal(ours, expected):
     assert jax.tree.structure(ours) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+    chex.assert_trees_all_equal(ours, expected)
 
 
-def test_a_state_is_restored_as_it_was_saved(saved):
+def test_a_state_is_restored_as_it_was_saved(saved, config):
     state, folder, like = saved
-    assert_equal(jax.device_get(checkpoint.restore(folder, like)), state)
+    assert_equal(jax.device_get(checkpoint.restore(folder, like, make_objective(config))), state)
 
 
 def test_the_configuration_is_saved_with_it(saved, config):
@@ -58,12 +59,12 @@ def test_the_configuration_is_saved_with_it(saved, config):
 
 
 def test_the_target_encoder_is_read_without_the_other_arrays(saved, config):
-    """The files of all else are gone, and it makes no difference."""
+    """The other files are removed, and it makes no difference."""
     state, folder, _ = saved
     shutil.rmtree(folder / "params")
     shutil.rmtree(folder / "optimizer_state")
     restored = restore_target(folder, config)
-    assert_equal(jax.device_get(restored), get_target(state.optimizer_state))
+    assert_equal(jax.device_get(restored), state.objective_state.target)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "remove"])
@@ -80,13 +81,59 @@ def test_a_damaged_checkpoint_gives_one_line(saved, config, damage):
         restore_target(folder, config)
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
+    assert "is damaged" in str(error.value)
+    assert error.value.__cause__ is not None  # for --traceback
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "_sharding"])
+def test_damaged_metadata_gives_one_line(saved, config, name):
+    _, folder, _ = saved
+    (folder / "target_encoder" / name).write_bytes(b"\x00")
+    with pytest.raises(UserError, match=r"target_encoder (is damaged|can't be read)") as error:
+        restore_target(folder, config)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        TimeoutError("the network is down"),
+        RuntimeError("a fault of the library"),
+    ],
+)
+def test_what_says_nothing_of_the_bytes_is_no_reason_to_move_a_checkpoint_away(
+    saved, config, monkeypatch, failure
+):
+    def restore(self, *arguments):
+        raise failure
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", restore)
+    with pytest.raises(UserError, match=r"target_encoder can't be read: ") as error:
+        restore_target(saved[1], config)
+    assert "damaged" not in str(error.value)
+    assert "away" not in str(error.value)
+    assert error.value.__cause__ is failure
+
+
+def test_other_logs_are_heard_while_a_checkpoint_is_read(saved, config, monkeypatch, caplog):
+    read = ocp.StandardCheckpointer.restore
+
+    def restore(self, *arguments):
+        logging.getLogger("somebody.else").critical("heard")
+        return read(self, *arguments)
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", restore)
+    restore_target(saved[1], config)
+    assert "heard" in caplog.text
 
 
 def test_a_missing_item_gives_one_line(saved, config):
     _, folder, like = saved
     shutil.rmtree(folder / "optimizer_state")
-    with pytest.raises(UserError, match=r"optimizer_state can't be read"):
-        checkpoint.restore(folder, like)
+    with pytest.raises(UserError, match=r"optimizer_state is damaged \(.*No such file"):
+        checkpoint.restore(folder, like, make_objective(config))
 
 
 def test_another_architecture_is_named_by_its_arrays(saved, tiny):
@@ -100,19 +147,19 @@ def test_another_type_is_refused(saved, config):
     state, folder, _ = saved
     half = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jax.numpy.bfloat16),
-        get_target(state.optimizer_state),
+        state.objective_state.target,
     )
     with pytest.raises(UserError, match=r"is float32.*, not bfloat16"):
-        checkpoint.read_item(folder / "target_encoder", half)
+        read_item(folder / "target_encoder", half)
 
 
 def test_either_encoder_can_be_read(saved, config):
     state, folder, _ = saved
     for network, expected in (
-        ("target_encoder", get_target(state.optimizer_state)),
+        ("target_encoder", state.objective_state.target),
         ("encoder", state.params["encoder"]),
     ):
-        restored = checkpoint.restore_network(folder, network, make_objective(config))
+        restored = checkpoint.restore_encoder(folder, network, make_objective(config))
         assert_equal(jax.device_get(restored), expected)
 
 
@@ -121,8 +168,8 @@ def test_an_encoder_that_is_not_there_is_refused(saved, config):
     shutil.rmtree(folder / "target_encoder")
     with pytest.raises(UserError, match=r"holds only the encoder"):
         restore_target(folder, config)
-    with pytest.raises(UserError, match=r"--network teacher: must be one of target_encoder, enc"):
-        checkpoint.restore_network(folder, "teacher", make_objective(config))
+    with pytest.raises(UserError, match=r"network 'teacher': must be one of target_encoder, enc"):
+        checkpoint.restore_encoder(folder, "teacher", make_objective(config))
 
 
 def test_a_checkpoint_without_optimizer_is_no_start_for_training(saved, config):
@@ -130,7 +177,7 @@ def test_a_checkpoint_without_optimizer_is_no_start_for_training(saved, config):
     _, folder, _ = saved
     shutil.rmtree(folder / "optimizer_state")
     with pytest.raises(UserError, match=r"holds no optimizer state"):
-        checkpoint.check_resumable(folder, config)
+        check_resumable(folder, config)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):

@@ -10,6 +10,7 @@ from conftest import REPOSITORY, load_config_file
 
 from jepa_jax import command_line
 from jepa_jax.config import resolve
+from jepa_jax.config.files import load_config
 from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
 from jepa_jax.train import main as train_main
 
@@ -20,10 +21,10 @@ TINY = [
     "--config.model.patch_size=7",
     "--config.model.embed_dim=16",
     "--config.model.depth=1",
-    "--config.predictor.embed_dim=8",
-    "--config.predictor.depth=1",
-    "--config.masks.context_tokens=4",
-    "--config.masks.num_targets=2",
+    "--config.objective.predictor.embed_dim=8",
+    "--config.objective.predictor.depth=1",
+    "--config.objective.masks.context_tokens=4",
+    "--config.objective.masks.num_targets=2",
     "--config.logging.every_steps=1",
     "--config.logging.diagnostics_every_steps=2",
     "--config.logging.knn_every_steps=0",
@@ -94,14 +95,14 @@ def train(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         ("--config.modl.depth=3", "config.modl: no such field; did you mean config.model?"),
         ("--config.batch_size=many", "config.batch_size = 'many': must be of type int"),
         ("--config.batch_size", "--config.batch_size: needs a value"),
-        ("--config.seed.x=1", "seed is a value and has no fields"),
+        ("--config.epochs.x=1", "epochs is a value and has no fields"),
         ("--config.data.image_size=(30,28)", "the height must be a positive multiple of"),
         ("--config.model.num_heads=5", "must divide config.model.embed_dim = 64"),
         ("--config.batch_size=20000", "the data set has only 10000 images"),
         ("--config.batch_size=63", "must be a multiple of 8 (data x fsdp axes"),
         ("--config.mesh.data=3", "multiply to the number of devices, 8"),
-        ("--config.masks.context_tokens=40", "the largest that works is"),
-        ("--config.masks.target_scale=(1.0,1.0)", "the targets cover the grid"),
+        ("--config.objective.masks.context_tokens=40", "the largest that works is"),
+        ("--config.objective.masks.target_scale=(1.0,1.0)", "the targets cover the grid"),
         ("--wrong=1", "unknown argument --wrong=1"),
     ],
 )
@@ -162,13 +163,43 @@ def test_a_workdir_that_cannot_be_made_gives_one_line(monkeypatch, capsys, tmp_p
     assert "can't write there" in error.splitlines()[-1]
 
 
+def test_a_mistake_in_a_config_file_is_told_with_its_line(tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text("import ml_collections\n\ndef get_config():\n    return undefined\n")
+    with pytest.raises(UserError, match=r"mine\.py:4: NameError: name 'undefined' is not defined"):
+        load_config(str(config), [])
+    config.write_text("def get_config()\n    pass\n")
+    with pytest.raises(UserError, match=r"mine\.py:1: SyntaxError: expected ':'"):
+        load_config(str(config), [])
+
+
+@pytest.mark.parametrize("asked", ["flag", "environment", None])
+def test_the_causes_of_an_error_are_shown_when_asked_for(tmp_path, capsys, monkeypatch, asked):
+    config = tmp_path / "mine.py"
+    config.write_text("def get_config():\n    return 1 / 0\n")
+    if asked == "environment":
+        monkeypatch.setenv("JEPA_JAX_TRACEBACK", "1")
+    arguments = ["--config", str(config), "--workdir", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["train", *arguments, *(["--traceback"] * (asked == "flag"))])
+    with pytest.raises(SystemExit) as exited:
+        train_main()
+    assert exited.value.code == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("error: --config ")
+    assert ("Traceback" in said) == (asked is not None)
+    if asked:
+        assert "ZeroDivisionError: division by zero" in said
+        assert "return 1 / 0" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_probe_of_a_folder_without_checkpoint_gives_one_line(tmp_path):
     done = call(
         "-m", "jepa_jax.probe", "--config", "configs/probe/linear.py", f"--checkpoint={tmp_path}"
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith(f"error: --checkpoint {tmp_path}: no checkpoint there")
+    assert done.stderr.startswith(f"error: {tmp_path}: no checkpoint there")
     assert done.stderr.count("\n") == 1
 
 
@@ -189,17 +220,15 @@ def test_overrides_are_parsed_as_python_literals():
     overrides = [
         "--config.data.image_size=56,28",
         "--config.optimizer.lr=2e-3",
-        "--config.masks.published=true",
+        "--config.objective.masks.published=true",
         "--config.data.path=12",  # a string stays one, whatever it looks like
     ]
-    config = resolve(command_line.load_config(CONFIG, overrides))
+    config = resolve(load_config(CONFIG, overrides))
     assert config.data.image_size == (56, 28)
     assert config.optimizer.lr == 2e-3
-    assert config.masks.published is True
+    assert config.objective.masks.published is True
     assert config.data.path == "12"
 
 
 def test_without_overrides_the_file_is_what_counts():
-    assert resolve(command_line.load_config(CONFIG, [])) == resolve(
-        load_config_file("fashion_mnist")
-    )
+    assert resolve(load_config(CONFIG, [])) == resolve(load_config_file("fashion_mnist"))

@@ -1,9 +1,12 @@
+import copy
 import pathlib
 
 import pytest
 from conftest import load_config_file
 
 from jepa_jax.config import differences, resolve, resolve_probe, to_dict
+from jepa_jax.config.files import load_config, override
+from jepa_jax.config.formats import upgrade, with_format
 from jepa_jax.errors import UserError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -41,7 +44,7 @@ def test_every_config_file_resolves(path):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("probe/*.py")), ids=lambda path: path.stem)
 def test_every_probe_config_file_resolves(path):
-    resolve_probe(load_config_file(f"probe/{path.stem}"))
+    resolve_probe(load_config(str(path), []))
 
 
 @pytest.mark.parametrize(
@@ -49,9 +52,12 @@ def test_every_probe_config_file_resolves(path):
     [
         ("epoch", "config.epochs"),
         ("model__dept", "config.model.depth"),
-        ("predictor__numheads", "config.predictor.num_heads"),
+        ("objective__predictor__numheads", "config.objective.predictor.num_heads"),
         ("optimizer__warmup_epoch", "config.optimizer.warmup_epochs"),
-        ("masks__xyz", "config.masks."),  # nothing is near: some field of the section
+        (
+            "objective__masks__xyz",
+            "config.objective.masks.",
+        ),  # nothing is near: some field of the section
     ],
 )
 def test_an_unknown_field_is_refused_with_the_nearest_name(tiny, field, nearest):
@@ -60,7 +66,9 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(tiny, field, nearest)
     assert nearest in message.split("did you mean")[1]
 
 
-@pytest.mark.parametrize("field", ["seed", "model", "model__depth", "data__crop_scale"])
+@pytest.mark.parametrize(
+    "field", ["epochs", "model", "model__depth", "objective", "objective__masks", "data__source"]
+)
 def test_a_missing_field_is_refused(tiny, field):
     message = refusal(tiny, **{field: MISSING})
     assert message.startswith(f"config.{field.replace('__', '.')}: missing")
@@ -75,8 +83,8 @@ def test_a_missing_field_is_refused(tiny, field):
         ("epochs", 3.0, "int"),
         ("model__depth", True, "int"),
         ("model__depth", "2", "int"),
-        ("model__scan_layers", 1, "bool"),
-        ("model__scan_layers", "false", "bool"),
+        ("compute__scan_layers", 1, "bool"),
+        ("compute__scan_layers", "false", "bool"),
         ("data__path", 3, "str"),
         ("seed", {"a": 1}, "int"),
         ("seed", "two\nlines", "int"),
@@ -85,8 +93,8 @@ def test_a_missing_field_is_refused(tiny, field):
         ("data__crop_scale", "ab", "2 values"),
         ("data__mean", [0.5], "3 values"),
         ("data__image_size", 28, "2 values"),
-        ("model__dtype", "float16", "float32, bfloat16"),
-        ("model__remat", True, "none, dots, full"),
+        ("compute__dtype", "float16", "float32, bfloat16"),
+        ("compute__remat", True, "none, dots, full"),
         ("objective__loss", "L2", "l2, smooth_l1"),
         ("model", 3, "ModelConfig"),
         ("model", None, "ModelConfig"),
@@ -105,6 +113,7 @@ def test_a_value_of_the_wrong_type_is_refused(tiny, field, value, allowed):
         ("data__image_size", (28, 28.0), "config.data.image_size[1] = 28.0", "int"),
         ("data__crop_scale", ("0.3", 1.0), "config.data.crop_scale[0] = '0.3'", "float"),
         ("data__std", (0.3, 0.3, False), "config.data.std[2] = False", "float"),
+        ("data__std", (0.3, 0.0, 0.3), "config.data.std[1] = 0.0", "above 0"),
     ],
 )
 def test_a_tuple_s_element_of_the_wrong_type_is_refused(tiny, field, value, element, allowed):
@@ -114,7 +123,7 @@ def test_a_tuple_s_element_of_the_wrong_type_is_refused(tiny, field, value, elem
 
 
 def test_a_whole_section_in_place_of_a_number_is_shown_in_one_line(tiny):
-    section = tiny.masks  # a ConfigDict, whose own text has a line for each field
+    section = tiny.objective.masks  # a ConfigDict, whose own text has a line for each field
     assert "context_tokens: 4" in refusal(tiny, epochs=section)
 
 
@@ -139,10 +148,10 @@ AT_LEAST_1 = [
     "model__patch_size",
     "model__depth",
     "model__num_heads",
-    "predictor__depth",
-    "predictor__num_heads",
-    "masks__context_tokens",
-    "masks__num_targets",
+    "objective__predictor__depth",
+    "objective__predictor__num_heads",
+    "objective__masks__context_tokens",
+    "objective__masks__num_targets",
     "optimizer__accumulation_steps",
     "mesh__data",
     "mesh__fsdp",
@@ -157,10 +166,12 @@ NOT_NEGATIVE = [
     "optimizer__lr",
     "optimizer__final_lr",
     "optimizer__warmup_epochs",
-    "optimizer__reference_batch_size",
     "optimizer__weight_decay",
     "optimizer__final_weight_decay",
-    "optimizer__clip_norm",
+]
+OPTIONAL = [
+    "mesh__data",
+    "optimizer__reference_batch_size",
     "logging__diagnostics_every_steps",
     "logging__knn_every_steps",
     "checkpoint__keep_every_steps",
@@ -172,16 +183,17 @@ NOT_NEGATIVE = [
     [
         *[(field, 0, "at least 1") for field in AT_LEAST_1],
         *[(field, -3, "at least 0") for field in NOT_NEGATIVE],
-        ("mesh__data", -2, "at least 1, or -1 for all"),
+        *[(field, -3, "at least 1, or None") for field in OPTIONAL],
+        ("optimizer__clip_norm", -0.5, "above 0, or None"),
         ("optimizer__ipe_scale", 0.99, "at least 1"),
         ("data__crop_scale", (0.0, 1.0), "0 < low <= high <= 1"),
         ("data__crop_scale", (0.5, 0.4), "0 < low <= high <= 1"),
-        ("masks__context_scale", (0.85, 1.01), "0 < low <= high <= 1"),
-        ("masks__target_scale", (-0.1, 0.2), "0 < low <= high <= 1"),
+        ("objective__masks__context_scale", (0.85, 1.01), "0 < low <= high <= 1"),
+        ("objective__masks__target_scale", (-0.1, 0.2), "0 < low <= high <= 1"),
         ("data__crop_aspect_ratio", (2.0, 0.5), "0 < low <= high"),
-        ("masks__target_aspect_ratio", (0.0, 1.5), "0 < low <= high"),
-        ("ema__start_momentum", -0.1, "0..1"),
-        ("ema__final_momentum", 1.001, "0..1"),
+        ("objective__masks__target_aspect_ratio", (0.0, 1.5), "0 < low <= high"),
+        ("objective__ema__start_momentum", -0.1, "0..1"),
+        ("objective__ema__final_momentum", 1.001, "0..1"),
         ("model__drop_path_rate", 1.0, "below 1"),
         ("optimizer__b1", 1.0, "below 1"),
         ("optimizer__b2", -0.5, "below 1"),
@@ -189,8 +201,7 @@ NOT_NEGATIVE = [
         ("model__mlp_ratio", -4.0, "above 0"),
         ("init__std", 0.0, "above 0"),
         ("data__eval_crop", 0.0, "above 0"),
-        ("data__eval_crop", 1.5, "at most 1"),
-        ("data__std", (0.3, 0.0, 0.3), "above 0"),
+        ("data__eval_crop", 1.5, "0..1, above 0"),
     ],
 )
 def test_a_number_out_of_range_is_refused(tiny, field, value, allowed):
@@ -205,16 +216,17 @@ def test_a_number_out_of_range_is_refused(tiny, field, value, allowed):
     ("field", "value"),
     [
         ("data__crop_scale", (1.0, 1.0)),
-        ("masks__context_scale", (1.0, 1.0)),
-        ("ema__start_momentum", 1.0),
-        ("ema__final_momentum", 0.0),
+        ("objective__masks__context_scale", (1.0, 1.0)),
+        ("objective__ema__start_momentum", 1.0),
+        ("objective__ema__final_momentum", 0.0),
         ("model__drop_path_rate", 0.0),
         ("optimizer__b1", 0.0),
         ("optimizer__ipe_scale", 1.0),
         ("optimizer__warmup_epochs", 0.0),
         ("data__eval_crop", 1.0),
-        ("mesh__data", -1),
-        ("masks__context_tokens", 16),  # the whole 4 x 4 grid
+        *[(field, None) for field in OPTIONAL],
+        ("optimizer__clip_norm", None),
+        ("objective__masks__context_tokens", 16),  # the whole 4 x 4 grid
     ],
 )
 def test_the_ends_of_the_ranges_are_allowed(tiny, field, value):
@@ -232,22 +244,31 @@ def test_the_ends_of_the_ranges_are_allowed(tiny, field, value):
             {"data__image_size": (27, 28)},
             ["config.data.image_size = (27, 28)", "height", "config.model.patch_size = 7"],
         ),
-        ({"data__image_size": (0, 28)}, ["config.data.image_size = (0, 28)", "positive"]),
+        ({"data__image_size": (0, 28)}, ["config.data.image_size[0] = 0", "at least 1"]),
         (
             {"model__num_heads": 3},
             ["config.model.num_heads = 3", "divide config.model.embed_dim = 16"],
         ),
         (
-            {"predictor__num_heads": 5},
-            ["config.predictor.num_heads = 5", "divide config.predictor.embed_dim = 8"],
+            {"objective__predictor__num_heads": 5},
+            [
+                "config.objective.predictor.num_heads = 5",
+                "divide config.objective.predictor.embed_dim = 8",
+            ],
         ),
-        ({"predictor__embed_dim": 10}, ["config.predictor.embed_dim = 10", "multiple of 4"]),
-        ({"model__embed_dim": 0}, ["config.model.embed_dim = 0", "multiple of 4"]),
+        (
+            {"objective__predictor__embed_dim": 10},
+            ["config.objective.predictor.embed_dim = 10", "multiple of 4"],
+        ),
+        ({"model__embed_dim": 0}, ["config.model.embed_dim = 0", "at least 1"]),
         (
             {"optimizer__accumulation_steps": 3},
             ["config.batch_size = 16", "config.optimizer.accumulation_steps = 3"],
         ),
-        ({"masks__context_tokens": 17}, ["config.masks.context_tokens = 17", "4 x 4 = 16"]),
+        (
+            {"objective__masks__context_tokens": 17},
+            ["config.objective.masks.context_tokens = 17", "4 x 4 = 16"],
+        ),
     ],
 )
 def test_numbers_that_do_not_fit_each_other_are_refused(tiny, fields, parts):
@@ -278,13 +299,124 @@ def test_differences_names_every_field_that_differs(tiny):
     old = to_dict(resolve(tiny))
     new = to_dict(resolve(changed(tiny, seed=5, model__depth=3, data__crop_scale=(0.5, 1.0))))
     new["data"]["image_size"] = list(new["data"]["image_size"])  # as JSON returns it: no change
-    del new["masks"]["published"]
+    del new["objective"]["masks"]["published"]
     new["extra"] = {"field": 1}
     assert differences(old, new) == {
         "data.crop_scale": ([0.3, 1.0], [0.5, 1.0]),
         "extra.field": (None, 1),
-        "masks.published": (False, None),
+        "objective.masks.published": (False, None),
         "model.depth": (2, 3),
         "seed": (0, 5),
     }
     assert differences(old, old) == {}
+
+
+def test_a_file_states_what_it_changes_and_the_rest_are_the_documented_defaults(tiny):
+    least = {name: tiny[name] for name in ("epochs", "batch_size", "data", "model", "objective")}
+    config = resolve(least)
+    assert config.seed == 0
+    assert (config.optimizer.lr, config.optimizer.b2) == (1e-3, 0.999)
+    assert config.objective.ema.start_momentum == 0.996
+    assert config.logging.knn_every_steps is None
+
+
+def test_an_old_file_is_told_where_each_field_went(tiny):
+    old = tiny.to_dict()
+    old["masks"] = old["objective"].pop("masks")
+    old["ema"] = {"start_momentum": 0.99}
+    old["model"]["dtype"] = "bfloat16"
+    with pytest.raises(UserError) as error:
+        resolve(old)
+    assert str(error.value) == (
+        "moved fields: config.masks is now config.objective.masks; config.ema is now "
+        "config.objective.ema; config.model.dtype is now config.compute.dtype"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mesh__data", -1),
+        ("logging__knn_every_steps", 0),
+        ("checkpoint__keep_every_steps", 0),
+        ("optimizer__clip_norm", 0.0),
+        ("optimizer__reference_batch_size", 0),
+        ("profile__steps", (0, 0)),
+        ("profile__steps", [0, 0]),
+        ("data__path", ""),
+    ],
+)
+def test_what_stood_for_none_in_old_files_still_does(tiny, field, value):
+    section, name = field.split("__")
+    as_text = override(tiny.to_dict(), [f"--config.{section}.{name}={value}"])
+    for config in (changed(tiny, **{field: value}), as_text):
+        assert getattr(getattr(resolve(config), section), name) is None
+
+
+def test_overrides_have_the_type_of_their_field(tiny):
+    config = resolve(
+        override(
+            tiny.to_dict(),
+            [
+                "--config.data.path=2024",
+                "--config.epochs=3",
+                "--config.optimizer.lr=1e-2",
+                "--config.data.image_size=(14,28)",
+                "--config.compute.scan_layers=true",
+                "--config.logging.knn_every_steps=None",
+                "--config.objective.loss=smooth_l1",
+            ],
+        )
+    )
+    assert (config.data.path, config.epochs, config.optimizer.lr) == ("2024", 3, 1e-2)
+    assert config.data.image_size == (14, 28)
+    assert config.compute.scan_layers is True
+    assert config.logging.knn_every_steps is None
+    assert config.objective.loss == "smooth_l1"
+
+
+def test_an_override_of_the_wrong_type_is_refused_with_what_was_typed(tiny):
+    with pytest.raises(UserError, match=r"config.epochs = 'many': must be of type int"):
+        resolve(override(tiny.to_dict(), ["--config.epochs=many"]))
+
+
+FORMAT_1 = {
+    "seed": 3,
+    "data": {"path": "", "train_split": "", "image_size": [28, 28]},
+    "model": {"depth": 2, "dtype": "bfloat16", "remat": "dots", "scan_layers": True},
+    "predictor": {"depth": 1},
+    "masks": {"context_tokens": 4},
+    "ema": {"start_momentum": 0.99},
+    "objective": {"name": "ijepa", "loss": "l2"},
+    "optimizer": {"clip_norm": 0.0, "reference_batch_size": 0, "lr": 0.1},
+    "mesh": {"data": -1, "fsdp": 2},
+    "logging": {"knn_every_steps": 0, "every_steps": 5},
+}
+
+
+def test_a_configuration_of_format_1_is_upgraded():
+    before = copy.deepcopy(FORMAT_1)
+    assert upgrade(FORMAT_1) == {
+        "seed": 3,
+        "data": {"path": None, "train_split": None, "image_size": [28, 28]},
+        "model": {"depth": 2},
+        "compute": {"dtype": "bfloat16", "remat": "dots", "scan_layers": True},
+        "objective": {
+            "name": "ijepa",
+            "loss": "l2",
+            "predictor": {"depth": 1},
+            "masks": {"context_tokens": 4},
+            "ema": {"start_momentum": 0.99},
+        },
+        "optimizer": {"clip_norm": None, "reference_batch_size": None, "lr": 0.1},
+        "mesh": {"data": None, "fsdp": 2},
+        "logging": {"knn_every_steps": None, "every_steps": 5},
+    }
+    assert before == FORMAT_1  # a pure function
+
+
+def test_todays_format_is_read_as_it_was_written_and_a_later_one_is_refused(tiny):
+    config = to_dict(resolve(tiny))
+    assert upgrade(with_format(config)) == config
+    with pytest.raises(UserError, match="checkpoint of format 3: this version reads 1 to 2"):
+        upgrade({**config, "format": 3})

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from conftest import REPOSITORY
 
-from jepa_jax.command_line import load_config
+from jepa_jax.config.files import load_config
 from jepa_jax.convert import hf_to_orbax, orbax_to_hf, orbax_to_official
 from jepa_jax.encoder import load_encoder
 from jepa_jax.errors import UserError
@@ -89,6 +89,16 @@ def test_features_of_a_converted_model_are_those_of_transformers(judge):
     deviation = np.abs(features(folder / "ours", images) - theirs_of(model, images)).max()
     print(f"\nlargest deviation {deviation:.1e}", end="")
     assert deviation <= 1e-5
+
+
+def test_a_folder_is_loaded_directly_as_its_conversion_is(judge):
+    model, folder = judge
+    images = images_of(model.config.image_size)
+    direct = load_encoder(folder / "theirs")
+    assert direct[0].network == "encoder"
+    np.testing.assert_array_equal(
+        np.asarray(jax.jit(direct[0])(direct[1], images)), features(folder / "ours", images)
+    )
 
 
 def test_transformers_loads_ours_without_a_word_and_computes_the_same(judge, tmp_path):

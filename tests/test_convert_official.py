@@ -6,21 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, ijepa_loss
 from reference_trace import Trace, config_of
 
-from jepa_jax.command_line import load_config
 from jepa_jax.config import resolve
+from jepa_jax.config.files import load_config
 from jepa_jax.convert import official_to_orbax, orbax_to_official
 from jepa_jax.encoder import load_encoder
 from jepa_jax.errors import UserError
 from jepa_jax.interop.converted import read_source
 from jepa_jax.interop.official import parameter_groups
-from jepa_jax.objectives.ijepa import make_objective, target_tokens
+from jepa_jax.objectives.ijepa import target_tokens
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
-from jepa_jax.training.optimizer import make_optimizer
-from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.step import create_state
+from jepa_jax.training.items import read_item
+from jepa_jax.training.resume import check_resumable
+from jepa_jax.training.setup import set_up
 
 torch = pytest.importorskip("torch")
 from benchmarks.torch_ijepa import TorchStep  # noqa: E402
@@ -107,7 +108,7 @@ def test_the_architecture_is_found_from_the_shapes(converted, trace):
     assert config.data.image_size == expected.data.image_size
     for part, names in (
         ("model", ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")),
-        ("predictor", ("embed_dim", "depth", "num_heads")),
+        ("objective", ("predictor",)),
         ("optimizer", ("b1", "b2", "eps")),
     ):
         for name in names:
@@ -130,12 +131,12 @@ def test_converted_networks_compute_what_was_recorded(converted, trace):
     folder = checkpoint.find(converted[0] / "start")
     objective = make_objective(config_of(trace))
     like = jax.eval_shape(objective.init, jax.random.key(0))
-    all_params = checkpoint.read_item(folder / "params", like)
+    all_params = read_item(folder / "params", like)
     batch = {
         name: jnp.asarray(arrays[f"step0/{name}"])
         for name in ("image", "context_index", "target_index")
     }
-    loss = jax.jit(objective.loss)(all_params, params, batch, jax.random.key(0))
+    loss = jax.jit(ijepa_loss(objective))(all_params, params, batch, jax.random.key(0))
     np.testing.assert_allclose(loss, arrays["step0/loss_smooth_l1"], rtol=1e-5)
 
 
@@ -173,14 +174,23 @@ def test_pytorch_takes_the_optimizer_and_steps_on(converted, tmp_path):
     assert {int(s["step"]) for s in optimizer.state.values() if s} == {7}
 
 
+def test_an_optimizer_before_its_first_step_has_moments_of_zero(converted, one_device):
+    """PyTorch has no entries for it then. Whatever was in memory would be trained on."""
+    folder = checkpoint.find(converted[0] / "start")
+    config = checkpoint.read_config(folder)
+    objective = make_objective(config)
+    like = set_up(config, objective, steps_per_epoch=10, mesh=one_device).like
+    state = checkpoint.restore(folder, like, objective)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(state.optimizer_state))
+
+
 def test_our_own_run_is_written_in_the_published_form(tiny, tmp_path, one_device):
     """PyTorch modules with the published names load it, every name, and compute the same."""
     config = resolve(tiny)
     objective = make_objective(config)
-    optimizer = make_optimizer(config.optimizer, make_schedules(config, 10), objective.target_of)
-    state = create_state(objective, optimizer, seed=0, mesh=one_device)
+    state = set_up(config, objective, steps_per_epoch=10, mesh=one_device).create()
     manager = checkpoint.make_manager(tmp_path / "run", config)
-    checkpoint.save(manager, state._replace(step=state.step + 2), config)
+    checkpoint.save(manager, state._replace(step=state.step + 2), config, objective)
     manager.wait_until_finished()
     manager.close()
     orbax_to_official(tmp_path / "run", tmp_path / "ours.pth.tar", epoch=None)
@@ -275,7 +285,7 @@ def test_without_an_optimizer_training_is_refused_and_a_probe_is_not(content, tm
     assert to_orbax(tmp_path / "a.pth.tar", tmp_path / "ours")["step"] is None
     folder = checkpoint.find(tmp_path / "ours")
     with pytest.raises(UserError, match=r"holds no optimizer state"):
-        checkpoint.check_resumable(folder, checkpoint.read_config(folder))
+        check_resumable(folder, checkpoint.read_config(folder))
     load_encoder(tmp_path / "ours")
 
 
@@ -301,7 +311,7 @@ def test_a_bare_state_dict_may_have_learned_positions(content, tmp_path):
     to_orbax(tmp_path / "vit.pth", tmp_path / "ours")
     _, params = load_encoder(tmp_path / "ours", network="encoder")
     np.testing.assert_array_equal(params["pos_embed"], state["pos_embed"][0])
-    with pytest.raises(UserError, match=r"positions = learned; the published code knows only"):
+    with pytest.raises(UserError, match=r"positions = learned; the reference knows only"):
         orbax_to_official(tmp_path / "ours", tmp_path / "back.pth.tar", epoch=None)
 
 
@@ -315,6 +325,6 @@ def test_heads_are_asked_for_where_no_shape_and_no_published_width_tells(tmp_pat
 def test_what_exists_is_not_overwritten(tmp_path):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "precious").touch()
-    with pytest.raises(UserError, match=r"is there already"):
+    with pytest.raises(UserError, match=r"already exists"):
         to_orbax(TRACE / "end.pth.tar", tmp_path / "ours")
     assert [path.name for path in (tmp_path / "ours").iterdir()] == ["precious"]

@@ -1,4 +1,4 @@
-"""A closer look at a run: tables, one batch by heart, where a NaN arose, traces and programs."""
+"""A closer look at a run: tables, one batch overfit, where a NaN arose, traces and programs."""
 
 import dataclasses
 import json
@@ -6,17 +6,16 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import stream_of
 
 from jepa_jax.config import MeshConfig, resolve
 from jepa_jax.data.sources import array_source
 from jepa_jax.errors import StoppedRunError, UserError
-from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training.debugging import parameter_table
 from jepa_jax.training.loop import train
-from jepa_jax.training.optimizer import make_optimizer
-from jepa_jax.training.schedules import make_schedules
+from jepa_jax.training.setup import set_up
 from jepa_jax.training.sharding import make_mesh
-from jepa_jax.training.step import abstract_state
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +27,8 @@ def source():
 @pytest.fixture
 def short(tiny):
     tiny.epochs = 3  # of ten steps
-    tiny.masks.target_scale = (0.25, 0.25)
-    tiny.masks.target_aspect_ratio = (1.0, 1.0)
+    tiny.objective.masks.target_scale = (0.25, 0.25)
+    tiny.objective.masks.target_aspect_ratio = (1.0, 1.0)
     tiny.optimizer.update({"lr": 1e-2, "warmup_epochs": 0.0})
     tiny.logging.update({"every_steps": 1, "diagnostics_every_steps": 0, "knn_every_steps": 0})
     return tiny
@@ -37,7 +36,8 @@ def short(tiny):
 
 def run(config, workdir, source):
     config = resolve(config)
-    return train(config, workdir, objective=make_objective(config), source=source)
+    objective = make_objective(config)
+    return train(config, workdir, objective=objective, stream=stream_of(config, source))
 
 
 def test_debugging_learns_one_batch_by_heart(short, tmp_path, source):
@@ -96,11 +96,10 @@ def test_impossible_steps_to_trace_are_refused(tiny, steps):
 
 def test_the_table_counts_every_parameter_and_a_device_s_share(tiny):
     tiny.model.update({"embed_dim": 16, "num_heads": 4})
-    tiny.predictor.num_heads = 4
+    tiny.objective.predictor.num_heads = 4
     config = resolve(tiny)
     mesh, objective = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4)), make_objective(config)
-    optimizer = make_optimizer(config.optimizer, make_schedules(config, 10), objective.target_of)
-    params = abstract_state(objective, optimizer, mesh=mesh).params
+    params = set_up(config, objective, steps_per_epoch=10, mesh=mesh).like.params
     lines = [line.split() for line in parameter_table(params, mesh).splitlines()]
     assert lines[0] == ["mesh:", "data", "1", "x", "fsdp", "2", "x", "tensor", "4"]
     by_name = {line[0]: line for line in lines[2:]}

@@ -79,13 +79,14 @@ def test_layers_are_what_a_shallower_model_gives(loaded, images, scan_layers):
     """Cut after the first block, with the same final LayerNorm."""
     encode, params = loaded
     config = encode.config
-    model = dataclasses.replace(config.model, scan_layers=scan_layers)
-    encode = dataclasses.replace(encode, config=dataclasses.replace(config, model=model))
+    compute = dataclasses.replace(config.compute, scan_layers=scan_layers)
+    config = dataclasses.replace(config, compute=compute)
+    encode = dataclasses.replace(encode, config=config)
     both = encode(params, images, layers=(0, -1))
     assert both.shape == (2, 3, 16, 16)
     np.testing.assert_allclose(both[1], encode(params, images), atol=1e-6)
 
-    cut = dataclasses.replace(config, model=dataclasses.replace(model, depth=1))
+    cut = dataclasses.replace(config, model=dataclasses.replace(config.model, depth=1))
     blocks = jax.tree.map(lambda leaf: leaf[:1], params["transformer"]["blocks"])
     cut_params = params | {"transformer": params["transformer"] | {"blocks": blocks}}
     shallow = dataclasses.replace(encode, config=cut)(cut_params, images)
@@ -151,3 +152,29 @@ def test_only_raw_images_are_preprocessed(loaded):
 def test_the_package_imports_jax_only_for_the_encoder():
     with pytest.raises(AttributeError, match=r"no attribute 'load_decoder'"):
         jepa_jax.load_decoder  # noqa: B018
+
+
+def test_a_published_shape_is_made_by_its_name_at_its_random_initialisation():
+    assert "vit_b16" in jepa_jax.list_models()
+    encode, params = jepa_jax.create_encoder("vit_ti16", image_size=(32, 48), seed=3)
+    features = encode(params, encode.preprocess(np.zeros((2, 40, 60, 3), np.uint8)))
+    assert features.shape == (2, 6, 192)
+    assert np.isfinite(features).all()
+    blocks = params["transformer"]["blocks"]["mlp"]["fc1"]["kernel"]
+    assert blocks.shape == (12, 192, 768)
+    assert np.std(blocks) == pytest.approx(0.02, rel=0.02)
+    other = jepa_jax.create_encoder("vit_ti16", image_size=32, seed=4)[1]
+    assert not np.array_equal(other["patch_embed"]["kernel"], params["patch_embed"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"name": "vit_x16"}, r"model 'vit_x16': must be one of vit_ti16, vit_s16"),
+        ({"name": "vit_s16", "image_size": 100}, r"must be a positive multiple of .*patch_size"),
+        ({"name": "vit_s16", "dtype": "float16"}, r"dtype = 'float16': must be one of float32"),
+    ],
+)
+def test_a_shape_that_there_is_not_is_refused_as_a_value_error(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        jepa_jax.create_encoder(**arguments)

@@ -10,6 +10,7 @@ from conftest import load_config_file
 from sklearn.neighbors import NearestNeighbors
 
 from jepa_jax.config import ProbeConfig, probe_data, resolve, resolve_probe
+from jepa_jax.config.files import load_config
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation.features import pooled_features, raw_pixels
 from jepa_jax.evaluation.pictures import (
@@ -34,7 +35,7 @@ def clusters(n, seed, noise=0.5):
 
 
 def probe_config(**fields) -> ProbeConfig:
-    return dataclasses.replace(resolve_probe(load_config_file("probe/knn")), **fields)
+    return dataclasses.replace(resolve_probe(load_config("configs/probe/knn.py", [])), **fields)
 
 
 def test_knn_equals_a_vote_by_hand():
@@ -89,7 +90,7 @@ def test_too_few_images_for_a_probe_give_one_line(fields, message):
     ],
 )
 def test_bad_probe_configs_give_one_line(fields, message):
-    config = load_config_file("probe/knn").to_dict() | fields
+    config = load_config("configs/probe/knn.py", []) | fields
     with pytest.raises(UserError, match=message):
         resolve_probe(config)
 

@@ -77,7 +77,7 @@ def test_raw_arrays_are_prepared_and_the_other_tower_can_be_had(small, tmp_path,
 
 
 def test_a_folder_of_classes_at_another_size(small, tmp_path, run, expected_of):
-    """Images of several sizes, in sub-folders; files, labels and features in one order."""
+    """ImageBatches of several sizes, in sub-folders; files, labels and features in one order."""
     rng, raw = np.random.default_rng(0), []
     for name, size in (("cat/1.png", (50, 40)), ("cat/2.png", (42, 42)), ("dog/1.png", (42, 60))):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)

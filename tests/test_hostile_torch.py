@@ -160,7 +160,7 @@ def test_an_archive_with_paths_of_its_own_is_refused(torch, tmp_path, member, fi
 
 
 def test_a_compressed_archive_is_refused_before_it_is_unpacked(torch, tmp_path):
-    """200 MB of zeros in 200 kB; and a member that is there twice."""
+    """200 MB of zeros in 200 kB; and a member that appears twice."""
     source = tmp_path / "a.pth.tar"
     with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(4):

@@ -50,7 +50,9 @@ def test_kernels_and_the_mask_vector_start_normal_with_the_given_deviation(initi
 
 def test_the_configured_deviation_reaches_both_networks(tiny):
     tiny.init.std = 0.07
-    assert make_encoder(resolve(tiny)).init_std == make_predictor(resolve(tiny)).init_std == 0.07
+    config = resolve(tiny)
+    predictor = make_predictor(config, config.objective.predictor, output_dim=16)
+    assert make_encoder(config).init_std == predictor.init_std == 0.07
 
 
 def test_biases_start_at_0_and_layer_norm_scales_at_1(initial):

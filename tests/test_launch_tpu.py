@@ -176,7 +176,7 @@ def test_a_worker_trains_again_after_75_and_says_if_it_cannot_start(tmp_path, wo
         time.sleep(0.05)
     again = worker("run", count)
     assert again.returncode == 2
-    assert "error: a run is there already" in again.stderr
+    assert "error: a run is in progress" in again.stderr
     (tmp_path / "jepa_jax" / ".installed").unlink()
     absent = worker("run", count)
     assert absent.returncode == 2

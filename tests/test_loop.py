@@ -8,17 +8,15 @@ import jax
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import stream_of
 
 from jepa_jax.config import resolve
 from jepa_jax.data.sources import array_source
 from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
-from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
 from jepa_jax.training.loop import train
-from jepa_jax.training.optimizer import make_optimizer
-from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.sharding import make_mesh
-from jepa_jax.training.step import abstract_state
+from jepa_jax.training.setup import set_up
 
 STEPS_PER_EPOCH, LAST_STEP = 10, 20
 
@@ -49,8 +47,8 @@ def source():
 
 def short_run(tiny, accumulation_steps=1, **checkpoint_fields):
     tiny.epochs = LAST_STEP // STEPS_PER_EPOCH
-    tiny.masks.target_scale = (0.25, 0.25)  # one size of block, one compiled step
-    tiny.masks.target_aspect_ratio = (1.0, 1.0)
+    tiny.objective.masks.target_scale = (0.25, 0.25)  # one size of block, one compiled step
+    tiny.objective.masks.target_aspect_ratio = (1.0, 1.0)
     tiny.optimizer.accumulation_steps = accumulation_steps
     tiny.optimizer.update({"lr": 1e-3, "warmup_epochs": 0.5})
     tiny.model.drop_path_rate = 0.1  # so that the random keys have to resume too
@@ -63,23 +61,22 @@ def start(config, workdir, source, *, stop_after=None):
     """Trains; with `stop_after`, as if SIGTERM came during that step."""
     calls = []
 
-    def knn_accuracy(target):
-        del target
+    def knn_accuracy(weights):
+        del weights
         calls.append(None)
         if len(calls) == stop_after:
             signal.raise_signal(signal.SIGTERM)
         return 0.5
 
     objective = make_objective(config)
-    return train(config, workdir, objective=objective, source=source, knn_accuracy=knn_accuracy)
+    stream = stream_of(config, source)
+    return train(config, workdir, objective=objective, stream=stream, knn_accuracy=knn_accuracy)
 
 
 def final_state(config, workdir):
     objective = make_objective(config)
-    schedules = make_schedules(config, STEPS_PER_EPOCH)
-    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-    like = abstract_state(objective, optimizer, mesh=make_mesh(config.mesh))
-    return jax.device_get(checkpoint.restore(checkpoint.find(workdir), like))
+    like = set_up(config, objective, steps_per_epoch=STEPS_PER_EPOCH).like
+    return jax.device_get(checkpoint.restore(checkpoint.find(workdir), like, objective))
 
 
 def rows(workdir):
@@ -146,7 +143,7 @@ def test_checkpoints_are_kept_by_the_rules(tiny, tmp_path, source):
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, source, poison):
-    """One image is poisoned from the second epoch on: it is met in a step that can be computed."""
+    """One image is poisoned from the second epoch on: it is read in a step that can be computed."""
     config = short_run(tiny, every_steps=4)
 
     def load(index, crop, size):
@@ -173,13 +170,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, source, poison)
 
 @pytest.mark.parametrize(
     ("section", "field", "value"),
-    [("model", "depth", 3), ("masks", "context_tokens", 5), (None, "seed", 1)],
+    [("model", "depth", 3), ("objective.masks", "context_tokens", 5), (None, "seed", 1)],
 )
 def test_a_workdir_of_another_run_is_refused(tiny, tmp_path, source, section, field, value):
     config = short_run(tiny)
     with pytest.raises(PreemptedError):
         start(config, tmp_path, source, stop_after=1)
-    (tiny[section] if section else tiny)[field] = value
+    node = tiny
+    for name in section.split(".") if section else ():
+        node = node[name]
+    node[field] = value
     name = f"{section}.{field}" if section else field
     with pytest.raises(UserError, match=rf"config\.{name} = {value}: .* another --workdir"):
         start(resolve(tiny), tmp_path, source)

@@ -10,9 +10,10 @@ from conftest import load_config_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_jax.config import MaskConfig
+from jepa_jax.batch.masks import MultiBlock, check_feasible
+from jepa_jax.config import MaskConfig, resolve
 from jepa_jax.data import masks
-from jepa_jax.data.masks import MaskSampler, check_feasible, visible_counts
+from jepa_jax.data.masks import MaskSampler
 from jepa_jax.errors import UserError
 
 PAPER = MaskConfig(
@@ -28,8 +29,12 @@ PAPER = MaskConfig(
 NAMES = ("context_index", "target_index")
 
 
+def blocks_of(grid=(14, 14), **fields):
+    return MultiBlock(dataclasses.replace(PAPER, **fields), grid)
+
+
 def sampler_of(grid=(14, 14), seed=0, **fields):
-    return MaskSampler(dataclasses.replace(PAPER, **fields), grid, seed)
+    return MaskSampler(blocks_of(grid, **fields), seed)
 
 
 def draw(sampler, *, num_steps=1, batch_size=64, epoch=0):
@@ -42,6 +47,19 @@ def draw(sampler, *, num_steps=1, batch_size=64, epoch=0):
 
     steps = tf.range(num_steps, dtype=tf.int64)
     return [{k: v.numpy() for k, v in one(step).items()} for step in steps]
+
+
+def visible_counts(sampler, *, num_steps, batch_size):
+    """Visible patches of first draws, before K are chosen: int [num_steps, batch_size]."""
+
+    @tf.function(autograph=False)
+    def one(step):
+        index = step * batch_size + tf.range(batch_size, dtype=tf.int64)
+        sizes = sampler.block_sizes(step)
+        corners = sampler.corners(sizes, tf.constant(0, tf.int64), index, 0)
+        return tf.math.count_nonzero(sampler.visible(corners, sizes), axis=1)
+
+    return np.stack([one(step).numpy() for step in tf.range(num_steps, dtype=tf.int64)])
 
 
 def sizes_by_hand(grid, scale, aspect_ratio, limit, points=50_001):
@@ -59,11 +77,11 @@ def sizes_by_hand(grid, scale, aspect_ratio, limit, points=50_001):
 @pytest.mark.parametrize("grid", [(14, 14), (16, 16), (8, 12)])
 @pytest.mark.parametrize("published", [False, True])
 def test_block_sizes_have_the_exact_distribution(grid, published):
-    sampler = sampler_of(grid, published=published)
+    blocks = blocks_of(grid, published=published)
     limit = tuple(n - published for n in grid)
     for table, scale, ratio in (
-        (sampler.target_size_table, (0.15, 0.2), (0.75, 1.5)),
-        (sampler.context_size_table, (0.85, 1.0), (1.0, 1.0)),
+        (blocks.target_size_table, (0.15, 0.2), (0.75, 1.5)),
+        (blocks.context_size_table, (0.85, 1.0), (1.0, 1.0)),
     ):
         expected = sizes_by_hand(grid, scale, ratio, limit)
         sizes, counts = np.unique(table, axis=0, return_counts=True)
@@ -76,7 +94,7 @@ def test_block_sizes_have_the_exact_distribution(grid, published):
     ("grid", "lengths"), [((14, 14), {30, 35, 36, 40}), ((16, 16), {35, 36, 42, 48, 54})]
 )
 def test_target_lengths_are_the_few_of_the_design(grid, lengths):
-    shares = sampler_of(grid).target_lengths()
+    shares = blocks_of(grid).target_lengths()
     assert shares.keys() == lengths
     assert sum(shares.values()) == pytest.approx(1)
 
@@ -86,7 +104,7 @@ def test_steps_draw_their_sizes_by_that_distribution():
     dataset = tf.data.Dataset.range(1500).map(sampler.block_sizes)
     sizes = np.stack(list(dataset.as_numpy_iterator()))  # [S, 1 + M, 2]
     assert (sizes[:, 1:] == sizes[:, 1:2]).all()  # all targets of a step share one size
-    shares = sampler.target_lengths()
+    shares = sampler.blocks.target_lengths()
     lengths = sizes[:, 1].prod(axis=1)
     observed = [np.sum(lengths == length) for length in shares]
     expected = [1500 * share for share in shares.values()]
@@ -406,12 +424,12 @@ def test_invariants_hold_on_any_grid(
         allow_overlap=allow_overlap,
     )
     try:
-        check_feasible(sampler)
+        check_feasible(sampler.blocks)
     except UserError:
         return
     for batch in draw(sampler, num_steps=2, batch_size=8):
         check_invariants(batch, sampler)
-        assert batch["target_index"].shape[2] in sampler.target_lengths()
+        assert batch["target_index"].shape[2] in sampler.blocks.target_lengths()
 
 
 def test_when_no_draw_fits_all_targets_share_one_place(monkeypatch):
@@ -443,24 +461,38 @@ def test_redrawing_gives_up_after_a_bounded_number_of_draws():
 )
 def test_impossible_settings_are_refused(fields, message):
     with pytest.raises(UserError, match=message) as error:
-        check_feasible(sampler_of(**fields))
+        check_feasible(blocks_of(**fields))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (7, 7), (6, 20)])
 def test_the_largest_k_that_is_named_works(grid):
     with pytest.raises(UserError) as error:
-        check_feasible(sampler_of(grid, context_tokens=grid[0] * grid[1]))
+        check_feasible(blocks_of(grid, context_tokens=grid[0] * grid[1]))
     largest = int(str(error.value).rsplit(" ", 1)[1])
-    assert check_feasible(sampler_of(grid, context_tokens=largest)) >= 0.5
+    assert check_feasible(blocks_of(grid, context_tokens=largest)) >= 0.5
     with pytest.raises(UserError):
-        check_feasible(sampler_of(grid, context_tokens=largest + 1))
+        check_feasible(blocks_of(grid, context_tokens=largest + 1))
+
+
+@pytest.mark.parametrize(
+    ("grid", "fields"),
+    [
+        ((14, 14), {"context_tokens": 51}),
+        ((14, 14), {"context_tokens": 75}),
+        ((14, 14), {"context_tokens": 68, "published": True}),
+        ((14, 14), {"context_tokens": 160, "allow_overlap": True}),
+        ((6, 12), {"context_tokens": 25, "num_targets": 3}),
+    ],
+)
+def test_the_share_that_fits_is_the_share_of_what_is_drawn(grid, fields):
+    """An estimate from NumPy's generator, beside the draws of training."""
+    counts = visible_counts(sampler_of(grid, **fields), num_steps=4096, batch_size=16)
+    drawn = np.mean(counts >= fields["context_tokens"])
+    assert check_feasible(blocks_of(grid, **fields)) == pytest.approx(drawn, abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
 def test_the_configs_masks_are_rarely_redrawn(name):
-    config = load_config_file(name)
-    fields = dataclasses.fields(MaskConfig)
-    settings_of = MaskConfig(**{f.name: config.masks[f.name] for f in fields})
-    side = config.data.image_size[0] // config.model.patch_size
-    assert check_feasible(MaskSampler(settings_of, (side, side), 0)) > 0.9
+    config = resolve(load_config_file(name))
+    assert check_feasible(MultiBlock(config.objective.masks, config.grid)) > 0.9

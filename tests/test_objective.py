@@ -2,17 +2,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load_config_file
+from conftest import ijepa_loss, load_config_file
 
 from jepa_jax.config import resolve
 from jepa_jax.models.predictor import make_predictor
 from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.ijepa import (
     gather_blocks,
-    make_objective,
     prediction_loss,
     target_tokens,
 )
+from jepa_jax.objectives.registry import make_objective
 
 # A 3 x 4 grid: [B, K] and [B, M, T].
 CONTEXT = jnp.array([[0, 3, 5, 11], [1, 2, 6, 7]], jnp.int32)
@@ -23,9 +23,10 @@ TARGETS = jnp.array([[[1, 2, 4], [2, 6, 9]], [[0, 4, 8], [8, 9, 10]]], jnp.int32
 def config():
     config = load_config_file("fashion_mnist")
     config.data.image_size = (12, 16)
-    config.model.update({"embed_dim": 8, "depth": 2, "num_heads": 2, "scan_layers": True})
-    config.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 2})
-    config.masks.context_tokens = 4
+    config.model.update({"embed_dim": 8, "depth": 2, "num_heads": 2})
+    config.compute.scan_layers = True
+    config.objective.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 2})
+    config.objective.masks.context_tokens = 4
     return config
 
 
@@ -47,7 +48,7 @@ def params(objective):
 @pytest.fixture(scope="module")
 def target(objective, params):
     """Parameters of the target encoder, unlike those of the context encoder."""
-    return random_like(objective.target_of(params), seed=2)
+    return random_like(params["encoder"], seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def loss(objective):
-    return jax.jit(lambda params, target, batch: objective.loss(params, target, batch, KEY))
+    return jax.jit(lambda *arguments: ijepa_loss(objective)(*arguments, KEY))
 
 
 KEY = jax.random.key(0)
@@ -133,7 +134,8 @@ def test_the_loss_is_that_of_the_three_networks_put_together(config, params, tar
     config = config.copy_and_resolve_references()
     config.objective.loss = kind
     config = resolve(config)
-    encoder, predictor = make_encoder(config), make_predictor(config)
+    encoder = make_encoder(config)
+    predictor = make_predictor(config, config.objective.predictor, output_dim=8)
 
     @jax.jit
     def networks(params, target, batch):
@@ -148,7 +150,7 @@ def test_the_loss_is_that_of_the_three_networks_put_together(config, params, tar
         "l2": np.mean(distance**2),
         "smooth_l1": np.mean(np.where(distance < 1, 0.5 * distance**2, distance - 0.5)),
     }
-    ours = jax.jit(make_objective(config).loss)(params, target, batch, KEY)
+    ours = jax.jit(ijepa_loss(make_objective(config)))(params, target, batch, KEY)
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, expected[kind], rtol=1e-5)
 
@@ -156,14 +158,14 @@ def test_the_loss_is_that_of_the_three_networks_put_together(config, params, tar
 def test_target_encoder_receives_no_gradient_and_every_other_parameter_does(
     objective, params, target, batch
 ):
-    gradient = jax.jit(jax.grad(objective.loss, argnums=(0, 1)))
+    gradient = jax.jit(jax.grad(ijepa_loss(objective), argnums=(0, 1)))
     of_params, of_target = gradient(params, target, batch, KEY)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(of_target))
     assert all(np.abs(leaf).max() > 1e-6 for leaf in jax.tree.leaves(of_params))
 
 
 def test_gradient_of_the_loss_has_no_scatter(objective, params, target, batch):
-    text = str(jax.make_jaxpr(jax.grad(objective.loss))(params, target, batch, KEY))
+    text = str(jax.make_jaxpr(jax.grad(ijepa_loss(objective)))(params, target, batch, KEY))
     assert "gather" in text
     assert "scatter" not in text.replace("GatherScatterMode", "")
 
@@ -200,7 +202,7 @@ def test_a_block_s_loss_does_not_depend_on_the_other_blocks(params, target, batc
 def test_stochastic_depth_is_drawn_from_the_key_given(config, params, target, batch):
     config = config.copy_and_resolve_references()
     config.model.drop_path_rate = 0.5
-    loss = jax.jit(make_objective(resolve(config)).loss)
+    loss = jax.jit(ijepa_loss(make_objective(resolve(config))))
     losses = [float(loss(params, target, batch, jax.random.key(seed))) for seed in (0, 1, 2, 3, 0)]
     assert losses[0] == losses[4]
     assert len(set(losses)) > 1
@@ -213,7 +215,7 @@ def test_encode_is_the_target_encoder_s_output_in_float32(config, objective, tar
         jax.jit(objective.encode)(target, batch["image"]), expected, atol=1e-6
     )
     config = config.copy_and_resolve_references()
-    config.model.dtype = "bfloat16"
+    config.compute.dtype = "bfloat16"
     encode = make_objective(resolve(config)).encode
     assert jax.eval_shape(encode, target, batch["image"]).dtype == jnp.float32
 

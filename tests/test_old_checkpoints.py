@@ -50,13 +50,7 @@ def test_a_probe_gives_the_accuracy_that_was_recorded(old, network, accuracy):
 def test_a_run_goes_on_with_the_losses_that_were_recorded(old, tmp_path):
     shutil.copytree(old / "run", tmp_path / "run")
     recorded = read_metrics(old / "run" / "metrics.jsonl")
-    saved = (old / "run" / "checkpoints" / "10" / "config" / "metadata").read_text()
-    config = tmp_path / "config.py"
-    config.write_text(
-        "import json\nimport ml_collections\n\ndef get_config():\n"
-        f"    return ml_collections.ConfigDict(json.loads({saved!r}))\n"
-    )
-    result = run_module("train", "--config", str(config), "--workdir", str(tmp_path / "run"))
+    result = run_module("train", "--workdir", str(tmp_path / "run"))
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["step"] == 20
     resumed = read_metrics(tmp_path / "run" / "metrics.jsonl")

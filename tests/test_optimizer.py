@@ -7,8 +7,7 @@ import optax
 import pytest
 
 from jepa_jax.config import resolve
-from jepa_jax.objectives.ijepa import make_objective
-from jepa_jax.training.ema import get_target
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training.optimizer import decay_mask, make_optimizer
 from jepa_jax.training.schedules import Schedules
 
@@ -22,10 +21,6 @@ def learning_rate(step):
 
 def weight_decay(step):
     return 0.04 + 0.3 * step
-
-
-def momentum(step):
-    return 0.9 + 0.001 * step
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +41,6 @@ def numpy_adamw(start, gradients, *, b1, b2, eps, clip_norm):
     params = dict(start)
     first = {name: np.zeros_like(x) for name, x in start.items()}
     second = {name: np.zeros_like(x) for name, x in start.items()}
-    average = dict(start)
     for step, gradient in enumerate(gradients):
         norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
         factor = min(1.0, clip_norm / norm) if clip_norm else 1.0
@@ -60,25 +54,22 @@ def numpy_adamw(start, gradients, *, b1, b2, eps, clip_norm):
             params[name] = params[name] - learning_rate(step) * (
                 m_hat / (np.sqrt(v_hat) + eps) + decay
             )
-            m = momentum(step)
-            average[name] = m * average[name] + (1 - m) * params[name]
-    return params, average
+    return params
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip_norm": 0.0},
+        {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip_norm": None},
         {"b1": 0.8, "b2": 0.95, "eps": 1e-2, "clip_norm": 1.0},
     ],
     ids=["published", "clipped"],
 )
-def test_twenty_steps_equal_an_independent_adamw_and_its_average(tiny, trajectory, fields):
+def test_twenty_steps_equal_an_independent_adamw(tiny, trajectory, fields):
     start, gradients = trajectory
     optimizer = make_optimizer(
         dataclasses.replace(resolve(tiny).optimizer, **fields),
-        Schedules(learning_rate, weight_decay, momentum),
-        lambda tree: tree,
+        Schedules(learning_rate, weight_decay, horizon=20.0),
     )
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start)
     state = optimizer.init(params)
@@ -91,10 +82,9 @@ def test_twenty_steps_equal_an_independent_adamw_and_its_average(tiny, trajector
     for gradient in gradients:
         gradient = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradient)
         params, state = update(params, state, gradient)
-    expected, average = numpy_adamw(start, gradients, **fields)
+    expected = numpy_adamw(start, gradients, **fields)
     for name in start:
         np.testing.assert_allclose(params[name], expected[name], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(get_target(state)[name], average[name], rtol=1e-5, atol=1e-5)
 
 
 def test_weight_decay_is_on_the_kernels_and_the_mask_vector_alone(tiny):

@@ -8,6 +8,7 @@ import tensorflow as tf
 from conftest import load_config_file
 
 from benchmarks.peer_masks import draw_masks
+from jepa_jax.batch.masks import MultiBlock
 from jepa_jax.config import resolve
 from jepa_jax.data.masks import MaskSampler
 
@@ -16,7 +17,8 @@ GRID, B, NUM_BATCHES = (14, 14), 128, 96
 
 @pytest.fixture(scope="module")
 def masks():
-    return dataclasses.replace(resolve(load_config_file("fashion_mnist")).masks, context_tokens=51)
+    config = resolve(load_config_file("fashion_mnist"))
+    return dataclasses.replace(config.objective.masks, context_tokens=51)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_all_blocks_are_sorted_unique_and_apart(drawn):
 
 
 def test_target_blocks_have_the_sizes_of_our_pipeline(masks, drawn):
-    lengths = MaskSampler(masks, GRID, seed=0).target_lengths()
+    lengths = MultiBlock(masks, GRID).target_lengths()
     drawn_lengths = [[batch["target_index"].shape[2] for batch in batches] for batches in drawn]
     assert drawn_lengths[0] == drawn_lengths[1]  # of the same batch the same, for all contenders
     for length, share in lengths.items():
@@ -52,7 +54,7 @@ def test_target_blocks_have_the_sizes_of_our_pipeline(masks, drawn):
 
 
 def test_our_patches_are_seen_as_often_as_in_our_pipeline(masks, drawn):
-    sampler = MaskSampler(masks, GRID, seed=0)
+    sampler = MaskSampler(MultiBlock(masks, GRID), seed=0)
     draw = tf.function(sampler.draw, autograph=False)
     pipeline = [
         draw(
@@ -71,7 +73,7 @@ def test_our_patches_are_seen_as_often_as_in_our_pipeline(masks, drawn):
 
 
 def test_published_contexts_lose_the_bottom_and_the_border(drawn):
-    """As was measured on the published code's masks, 128 images a device."""
+    """As was measured on the reference's masks, 128 images a device."""
     lengths = [batch["context_index"].shape[1] for batch in drawn[1]]
     assert np.mean(lengths) == pytest.approx(51, abs=2)
     context = seen([batch["context_index"] for batch in drawn[1]])

@@ -1,6 +1,6 @@
 """The PyTorch peers compute what ours computes, and the command that compares them is fair.
 
-The two forms take the recorded steps of the published code again, and a step beside ours.
+The two forms take the recorded steps of the reference again, and a step beside ours.
 """
 
 import json
@@ -15,11 +15,9 @@ from conftest import REPOSITORY, load_config_file
 from reference_trace import Trace, config_of
 
 from jepa_jax.config import resolve
-from jepa_jax.objectives.ijepa import make_objective
-from jepa_jax.training.ema import get_target
-from jepa_jax.training.optimizer import make_optimizer
-from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.step import TrainState, make_train_step
+from jepa_jax.objectives.registry import make_objective
+from jepa_jax.training.setup import set_up
+from jepa_jax.training.state import TrainState
 
 torch = pytest.importorskip("torch")
 
@@ -105,28 +103,23 @@ def case(one_device):
     config.batch_size = 3
     config.data.image_size = (28, 21)
     config.model.update({"patch_size": 7, "embed_dim": 16, "depth": 2, "num_heads": 2})
-    config.predictor.update({"embed_dim": 8, "depth": 2, "num_heads": 2})
-    config.masks.update({"context_tokens": 4, "num_targets": 2})
+    config.objective.predictor.update({"embed_dim": 8, "depth": 2, "num_heads": 2})
+    config.objective.masks.update({"context_tokens": 4, "num_targets": 2})
     config.optimizer.update({"eps": 1e-3, "weight_decay": 0.4})
-    config.ema.start_momentum = 0.9
+    config.objective.ema.start_momentum = 0.9
     config = resolve(config)
     batch = train_step.make_batch(config, 2)
 
-    objective, schedules = make_objective(config), make_schedules(config, steps_per_epoch=10)
-    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
+    objective = make_objective(config)
+    setup = set_up(config, objective, steps_per_epoch=10, mesh=one_device, donate=False)
     params = random_params(objective)
-    before = TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
-    step = make_train_step(
-        objective,
-        optimizer,
-        schedules,
-        before,
-        seed=0,
-        accumulation_steps=1,
-        mesh=one_device,
-        donate=False,
+    before = TrainState(
+        step=jnp.zeros([], jnp.int32),
+        params=params,
+        optimizer_state=setup.optimizer.init(params),
+        objective_state=objective.state(setup.schedules.horizon).init(params),
     )
-    after, metrics = step(before, batch)
+    after, metrics = setup.step(before, batch)
     return config, batch, jax.device_get((before, after)), jax.device_get(metrics)
 
 
@@ -140,7 +133,7 @@ def test_a_step_of_a_peer_is_a_step_of_ours(case, form):
 
     np.testing.assert_allclose(loss, metrics["loss"], rtol=1e-5)
     expected = from_ours(after.params, config)
-    target = after.params | {"encoder": get_target(after.optimizer_state)}
+    target = after.params | {"encoder": after.objective_state.target}
     expected["target_encoder"] = from_ours(target, config)["encoder"]
     for network, module in peer.networks().items():
         for name, parameter in module.state_dict().items():

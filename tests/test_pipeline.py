@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import stream_of
 from PIL import Image
 
 from jepa_jax.config import resolve
@@ -25,8 +26,12 @@ def source():
     return array_source(np.ascontiguousarray(images), np.arange(100), (), (28, 28))
 
 
-def batches(config, source, start_step, end_step):
-    return list(pipeline.train_batches(config, source, start_step=start_step, end_step=end_step))
+def batches(config, source, start_step, end_step, rows=None):
+    return list(stream_of(config, source).batches(start_step, end_step, rows))
+
+
+def announced_shapes(config, source, step=0):
+    return [shapes for shapes, _ in stream_of(config, source).variants(step)]
 
 
 def assert_same(ours, expected):
@@ -64,7 +69,7 @@ def test_images_are_those_of_the_examples_and_normalised(config, source):
 
 
 def test_batches_have_the_announced_shapes(config, source):
-    announced = pipeline.batch_shapes(config)
+    announced = announced_shapes(config, source)
     allowed = [{name: (x.shape, x.dtype) for name, x in shapes.items()} for shapes in announced]
     for batch in batches(config, source, 0, 12):
         found = {name: (batch[name].shape, batch[name].dtype) for name in allowed[0]}
@@ -73,10 +78,10 @@ def test_batches_have_the_announced_shapes(config, source):
 
 
 def test_the_shape_that_a_step_needs_is_announced_first(config, source):
-    shapes = {x["target_index"].shape for x in pipeline.batch_shapes(config)}
+    shapes = {x["target_index"].shape for x in announced_shapes(config, source)}
     assert len(shapes) > 1
     for step, batch in enumerate(batches(config, source, 0, 12)):
-        announced = pipeline.batch_shapes(config, step=step)
+        announced = announced_shapes(config, source, step)
         assert {x["target_index"].shape for x in announced} == shapes
         assert announced[0]["target_index"].shape == batch["target_index"].shape
 
@@ -87,8 +92,7 @@ def test_processes_read_parts_of_the_same_batches(config, source, processes):
     for one_by_one in (False, True):
         of_files = dataclasses.replace(source, whole_batches=not one_by_one)
         parts = [
-            list(pipeline.train_batches(config, of_files, start_step=5, end_step=8, rows=rows))
-            for rows in np.split(np.arange(16), processes)
+            batches(config, of_files, 5, 8, rows) for rows in np.split(np.arange(16), processes)
         ]
         joined = [
             {name: np.concatenate([part[name] for part in step]) for name in step[0]}
@@ -108,7 +112,7 @@ def test_a_process_reads_only_its_rows(config, source):
     seen = []
     watched = dataclasses.replace(source, load=load)
     rows = np.array([3, 4, 9])
-    (batch,) = pipeline.train_batches(config, watched, start_step=0, end_step=1, rows=rows)
+    (batch,) = batches(config, watched, 0, 1, rows)
     assert sorted(seen) == sorted(batch["example_index"])
     assert list(batch["example_index"]) == list(
         batches(config, source, 0, 1)[0]["example_index"][rows]
@@ -127,10 +131,10 @@ def test_sources_of_single_images_give_the_same_batches(config, source):
     assert_same(batches(config, single, 4, 8), batches(config, source, 4, 8))
 
 
-def test_a_data_set_smaller_than_a_batch_is_refused(config):
+def test_a_data_set_smaller_than_a_batch_is_refused(config, source):
     with pytest.raises(UserError, match=r"config.batch_size = 16: the data set has only 15 images"):
-        pipeline.steps_per_epoch(config, 15)
-    assert pipeline.steps_per_epoch(config, 47) == 2
+        stream_of(config, dataclasses.replace(source, num_examples=15))
+    assert stream_of(config, dataclasses.replace(source, num_examples=47)).steps_per_epoch == 2
 
 
 @pytest.mark.parametrize("count", [1, 32, 33])

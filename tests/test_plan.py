@@ -8,10 +8,10 @@ import jax
 import pytest
 from conftest import REPOSITORY, load_config_file
 
-from jepa_jax.chips import CHIPS
 from jepa_jax.config import resolve
 from jepa_jax.errors import UserError
-from jepa_jax.plan import plan, table, topology_devices, virtual_devices
+from jepa_jax.planning.chips import CHIPS
+from jepa_jax.planning.needs import plan, table, topology_devices, virtual_devices
 from jepa_jax.train import main as train_main
 
 D, DEPTH, P, P_DEPTH, FLOAT = 64, 3, 32, 2, 4
@@ -24,8 +24,8 @@ def make_config(**mesh):
     config.batch_size = 16
     config.data.image_size = (16, 16)  # a 4 x 4 grid of 4 x 4 pixels
     config.model.update({"embed_dim": D, "depth": DEPTH, "num_heads": 8})
-    config.predictor.update({"embed_dim": P, "depth": P_DEPTH, "num_heads": 8})
-    config.masks.context_tokens = 6
+    config.objective.predictor.update({"embed_dim": P, "depth": P_DEPTH, "num_heads": 8})
+    config.objective.masks.context_tokens = 6
     config.mesh.update(mesh)
     return resolve(config)
 
@@ -74,7 +74,7 @@ def test_memory_is_the_state_the_batch_and_what_the_step_needs_in_between(data_p
     for needs in (data_parallel, fsdp):
         memory = needs["memory_per_device"]
         T = 4  # of the largest target block
-        batch = 2 * FLOAT * (16 * 16 * 3 + 6 + 4 * T)  # two images a device
+        batch = 2 * FLOAT * (16 * 16 * 3 + 6 + 4 * T)  # two images per device
         arguments = needs["state_bytes_per_device"] + batch
         assert memory["arguments"] == pytest.approx(arguments, rel=0.01)
         # Metrics alone: the state is donated, and its place used again.
@@ -142,7 +142,7 @@ class OutOfMemory:
 
 
 def test_a_compiler_that_gives_up_for_lack_of_memory_is_quoted(monkeypatch):
-    monkeypatch.setattr("jepa_jax.plan.make_train_step", lambda *_, **__: OutOfMemory())
+    monkeypatch.setattr("jepa_jax.training.setup.make_train_step", lambda *_, **__: OutOfMemory())
     needs = plan(make_config(), jax.devices(), "v5e", num_images=IMAGES)
     assert needs["memory_per_device"] == {
         "fits": False,

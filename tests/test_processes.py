@@ -13,17 +13,14 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from jepa_jax.command_line import load_config
 from jepa_jax.config import resolve
+from jepa_jax.config.files import load_config
 from jepa_jax.errors import PreemptedError, UserError
-from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.train import pretrain
 from jepa_jax.training import checkpoint
-from jepa_jax.training.optimizer import make_optimizer
 from jepa_jax.training.processes import join
-from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.sharding import make_mesh
-from jepa_jax.training.step import abstract_state
+from jepa_jax.training.setup import set_up
 
 CONFIG = str(REPOSITORY / "configs" / "fashion_mnist.py")
 FIELDS = [
@@ -32,13 +29,13 @@ FIELDS = [
     "--config.model.patch_size=7",
     "--config.model.embed_dim=16",
     "--config.model.depth=1",
-    "--config.model.scan_layers=True",
-    "--config.predictor.embed_dim=8",
-    "--config.predictor.depth=1",
-    "--config.masks.context_tokens=4",
-    "--config.masks.num_targets=2",
-    "--config.masks.target_scale=(0.25,0.25)",
-    "--config.masks.target_aspect_ratio=(1.0,1.0)",
+    "--config.compute.scan_layers=True",
+    "--config.objective.predictor.embed_dim=8",
+    "--config.objective.predictor.depth=1",
+    "--config.objective.masks.context_tokens=4",
+    "--config.objective.masks.num_targets=2",
+    "--config.objective.masks.target_scale=(0.25,0.25)",
+    "--config.objective.masks.target_aspect_ratio=(1.0,1.0)",
     "--config.optimizer.eps=1e-3",  # Adam's first steps divide gradients by their own size
     "--config.logging.every_steps=1",
     "--config.logging.diagnostics_every_steps=5",
@@ -84,10 +81,9 @@ def finish(processes):
 def final_state(workdir):
     folder = checkpoint.find(workdir)
     config = checkpoint.read_config(folder)
-    objective, schedules = make_objective(config), make_schedules(config, steps_per_epoch=5)
-    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-    like = abstract_state(objective, optimizer, mesh=make_mesh(config.mesh))
-    return jax.device_get(checkpoint.restore(folder, like))
+    objective = make_objective(config)
+    like = set_up(config, objective, steps_per_epoch=5).like
+    return jax.device_get(checkpoint.restore(folder, like, objective))
 
 
 def rows(workdir):

@@ -8,11 +8,12 @@ import jax
 import pytest
 from conftest import REPOSITORY, load_config_file
 
-from jepa_jax.command_line import load_config
+from jepa_jax.batch.masks import MultiBlock, check_feasible
 from jepa_jax.config import resolve
-from jepa_jax.data.masks import check_feasible
-from jepa_jax.data.pipeline import mask_sampler, steps_per_epoch
-from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.config.files import load_config
+from jepa_jax.errors import UserError
+from jepa_jax.objectives.ijepa import momentum_at
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training.schedules import make_schedules
 from jepa_jax.training.sharding import check_divisible, mesh_shape
 
@@ -61,15 +62,15 @@ def test_no_published_run_is_forgotten_here():
 
 
 def test_dimensions_are_the_published_ones(name, config):
-    run, model, predictor = RUNS[name], config.model, config.predictor
+    run, model, predictor = RUNS[name], config.model, config.objective.predictor
     assert (model.patch_size, model.embed_dim, model.depth) == (run.patch, run.width, run.depth)
     assert model.num_heads == predictor.num_heads == run.heads
     assert int(model.embed_dim * model.mlp_ratio) == run.hidden
     assert (predictor.embed_dim, predictor.depth) == (384, run.predictor_depth)
     assert config.grid == (run.grid, run.grid)
     assert (config.epochs, config.optimizer.warmup_epochs) == (run.epochs, run.warmup)
-    assert (config.batch_size, config.model.dtype) == (2048, "bfloat16")
-    assert config.logging.knn_every_steps == 0
+    assert (config.batch_size, config.compute.dtype) == (2048, "bfloat16")
+    assert config.logging.knn_every_steps is None
 
 
 def num_parameters(depth, width, hidden):
@@ -94,20 +95,20 @@ def test_parameters_are_as_many_as_the_formula_says(name, config):
 
 def test_nearly_all_mask_draws_leave_enough_context(config):
     # The context is what the worst of 128 draws leaves, on average.
-    assert 0.96 < check_feasible(mask_sampler(config)) < 1
+    assert 0.96 < check_feasible(MultiBlock(config.objective.masks, config.grid)) < 1
 
 
 def test_context_is_what_the_published_truncation_leaves(name, config):
     """About 0.26 of the patches at 14 x 14, rising a little on finer grids."""
-    share = config.masks.context_tokens / (config.grid[0] * config.grid[1])
+    share = config.objective.masks.context_tokens / (config.grid[0] * config.grid[1])
     assert {14: 0.260, 16: 0.270, 28: 0.298}[RUNS[name].grid] == pytest.approx(share, abs=0.001)
 
 
 def test_schedules_pass_through_the_published_values(name, config):
     images = IMAGENET_1K if name.startswith("in1k") else IMAGENET_22K
-    epoch = steps_per_epoch(config, images)
+    epoch = images // config.batch_size
     assert epoch == {IMAGENET_1K: 625, IMAGENET_22K: 6932}[images]
-    rate, decay, momentum = make_schedules(config, epoch)
+    rate, decay, horizon = make_schedules(config, epoch)
     warmup, last = RUNS[name].warmup * epoch, config.epochs * epoch - 1
     assert float(rate(0)) == pytest.approx(2e-4, rel=1e-3)
     assert float(rate(warmup // 2)) == pytest.approx(6e-4, rel=1e-3)
@@ -117,39 +118,88 @@ def test_schedules_pass_through_the_published_values(name, config):
     assert float(decay(0)) == pytest.approx(0.04, rel=1e-3)
     assert float(decay(last // 2)) == pytest.approx(0.22, rel=1e-3)
     assert float(decay(last)) == pytest.approx(0.4, rel=1e-5)
-    assert float(momentum(0)) == pytest.approx(0.996)
-    assert float(momentum(last)) == pytest.approx(1.0, abs=1e-6)
+    ema = config.objective.ema
+    assert float(momentum_at(ema, 0, horizon)) == pytest.approx(0.996)
+    assert float(momentum_at(ema, last, horizon)) == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("devices", [8, 16, 256])
 def test_meshes_divide_on_a_host_on_sixteen_gpus_and_on_a_pod(config, devices):
     shape = mesh_shape(config.mesh, devices)
-    check_divisible(config, jax.sharding.AbstractMesh(shape, ("data", "fsdp", "tensor")))
+    params = jax.eval_shape(make_objective(config).init, jax.random.key(0))
+    check_divisible(
+        params,
+        jax.sharding.AbstractMesh(shape, ("data", "fsdp", "tensor")),
+        batch_size=config.batch_size,
+        accumulation_steps=config.optimizer.accumulation_steps,
+    )
+
+
+START = """\
+import ml_collections
+def get_config():
+    return ml_collections.ConfigDict({{"seed": {seed}}})
+"""
+
+
+def fill(folder, **files):
+    """Python files by name, and the path of the last."""
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        path = folder / f"{name}.py"
+        path.write_text(text)
+    return str(path)
+
+
+def their_modules():
+    return [m for m in sys.modules if m.startswith("_configs_") or m in ("start", "changed", "old")]
 
 
 def test_a_config_file_may_import_the_files_beside_it_and_they_are_forgotten(tmp_path):
-    def fill(folder, seed):
-        folder.mkdir()
-        (folder / "start.py").write_text(
-            "import ml_collections\n"
-            "def get_config():\n"
-            f"    return ml_collections.ConfigDict({{'seed': {seed}}})\n"
-        )
-        (folder / "changed.py").write_text(
-            "import start\n"
-            "def get_config():\n"
-            "    import start as again\n"  # while get_config runs, too
-            "    assert again is start\n"
-            "    return start.get_config()\n"
-        )
-        return str(folder / "changed.py")
-
-    path, modules = list(sys.path), set(sys.modules)
-    one, two = fill(tmp_path / "one", 1), fill(tmp_path / "two", 2)
+    changed = (
+        "from . import start\n"
+        "from .start import get_config as of_start\n"
+        "def get_config():\n"
+        "    from . import start as again\n"  # while get_config runs, too
+        "    assert again is start\n"
+        "    return of_start()\n"
+    )
+    path = list(sys.path)
+    one = fill(tmp_path / "one", start=START.format(seed=1), changed=changed)
+    two = fill(tmp_path / "two", start=START.format(seed=2), changed=changed)
     assert load_config(one, []) == {"seed": 1}
     assert load_config(two, []) == {"seed": 2}  # not the module of the first folder
+    fill(tmp_path / "one", start=START.format(seed=345))
+    assert load_config(one, []) == {"seed": 345}  # nor what the file was before
     assert sys.path == path
-    assert not {"start", "changed"} & (set(sys.modules) - modules)
+    assert not their_modules()
+
+
+def test_a_file_called_like_a_library_does_not_take_its_place(monkeypatch, tmp_path):
+    shadow = "raise AssertionError('the file beside it, not the library')\n"
+    mine = (
+        "import ml_collections\n"
+        "import numpy\n"
+        "def get_config():\n"
+        "    import colorsys\n"
+        "    assert colorsys.rgb_to_hsv(0, 0, 0) == (0, 0, 0)\n"
+        "    return ml_collections.ConfigDict({'seed': int(numpy.ones(3).sum())})\n"
+    )
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)  # not there yet, unlike NumPy
+    path = fill(tmp_path, ml_collections=shadow, numpy=shadow, colorsys=shadow, mine=mine)
+    assert load_config(path, []) == {"seed": 3}
+
+
+def test_an_import_of_the_old_form_says_how_it_is_written_now(tmp_path):
+    old = "import os\nimport start\ndef get_config():\n    return start.get_config()\n"
+    path = fill(tmp_path / "old", start=START.format(seed=1), old=old)
+    with pytest.raises(UserError) as error:
+        load_config(path, [])
+    assert str(error.value) == (
+        f"--config {path}:2: ModuleNotFoundError: No module named 'start'; a file beside it is "
+        "imported as `from .start import get_config`"
+    )
+    assert not their_modules()  # after an error, too
 
 
 def test_a_run_starts_from_any_folder(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Six recorded training steps of the published PyTorch code, taken again by ours.
+"""Six recorded training steps of the reference, taken again by ours.
 
 Another recording is put through the same test by naming its folder in JEPA_TRACE_DIR. Run with `-s`
 to see the largest deviations.
@@ -7,10 +7,12 @@ to see the largest deviations.
 import os
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ijepa_loss
 from reference_trace import Trace, config_of, encoder_to_ours, predictor_to_ours
 
 from jepa_jax.config import to_dict
@@ -18,12 +20,13 @@ from jepa_jax.convert import official_to_orbax, orbax_to_official
 from jepa_jax.models.positions import sincos_positions
 from jepa_jax.models.predictor import make_predictor
 from jepa_jax.models.vision_transformer import make_encoder
-from jepa_jax.objectives.ijepa import make_objective, prediction_loss, target_tokens
+from jepa_jax.objectives.ema import EmaState
+from jepa_jax.objectives.ijepa import prediction_loss, target_tokens
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
-from jepa_jax.training.ema import get_target, replace_target
-from jepa_jax.training.optimizer import make_optimizer
-from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.step import TrainState, abstract_state, make_train_step
+from jepa_jax.training.resume import check_resumable
+from jepa_jax.training.setup import set_up
+from jepa_jax.training.state import TrainState
 
 BUNDLED = pathlib.Path(__file__).parent / "data" / "reference_tiny"
 
@@ -59,38 +62,26 @@ def batch_of(trace, step):
 def training(trace, config, one_device):
     """The public train step, the optimizer, and the shapes of the state, on one device."""
     objective = make_objective(config)
-    schedules = make_schedules(config, trace.meta["iterations_per_epoch"])
-    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-    like = abstract_state(objective, optimizer, mesh=one_device)
-    train_step = make_train_step(
-        objective,
-        optimizer,
-        schedules,
-        like,
-        seed=config.seed,
-        accumulation_steps=1,
-        mesh=one_device,
-    )
-    return train_step, optimizer, like
+    epoch = trace.meta["iterations_per_epoch"]
+    return set_up(config, objective, steps_per_epoch=epoch, mesh=one_device)
 
 
 @pytest.fixture(scope="module")
 def replay(trace, start, training):
     """All recorded steps: metrics per step, and the last state."""
-    train_step, _, _ = training
     metrics, state = [], state_before_step_0(start, training)
     for step in range(trace.meta["steps"]):
-        state, measured = train_step(state, batch_of(trace, step))
+        state, measured = training.step(state, batch_of(trace, step))
         metrics.append(jax.device_get(measured))
     return metrics, jax.device_get(state)
 
 
 def state_before_step_0(start, training):
-    _, optimizer, like = training
     params, target = jax.tree.map(jnp.copy, start)  # the step donates its state
-    optimizer_state = replace_target(jax.jit(optimizer.init)(params), target)
-    state = TrainState(jnp.zeros([], jnp.int32), params, optimizer_state)
-    assert jax.tree.structure(state) == jax.tree.structure(like)
+    optimizer_state = jax.jit(training.optimizer.init)(params)
+    average = EmaState(step=jnp.zeros([], jnp.int32), target=target)
+    state = TrainState(jnp.zeros([], jnp.int32), params, optimizer_state, average)
+    assert jax.tree.structure(state) == jax.tree.structure(training.like)
     return state
 
 
@@ -111,7 +102,10 @@ def test_outputs_of_all_three_networks_equal_the_recording(trace, config, start)
     params, target = start
     batch, arrays = batch_of(trace, 0), trace.arrays
     encode = jax.jit(make_encoder(config).apply)
-    predict = jax.jit(make_predictor(config).apply)
+    predictor = make_predictor(
+        config, config.objective.predictor, output_dim=config.model.embed_dim
+    )
+    predict = jax.jit(predictor.apply)
     target_output = encode({"params": target}, batch["image"])
     context = encode({"params": params["encoder"]}, batch["image"], batch["context_index"])
     prediction = predict(
@@ -140,7 +134,7 @@ def test_both_losses_equal_the_recording(trace):
 def test_gradients_of_step_0_equal_the_recording(trace, config, start):
     params, target = start
     objective = make_objective(config)
-    gradient = jax.jit(jax.grad(objective.loss))
+    gradient = jax.jit(jax.grad(ijepa_loss(objective)))
     ours = gradient(params, target, batch_of(trace, 0), jax.random.key(0))
     heads = trace.meta["num_heads"]
     recorded = {
@@ -166,7 +160,7 @@ def test_schedules_equal_the_recording(trace, replay, name):
 
 def test_parameters_after_the_last_step_equal_the_recording(trace, replay):
     heads, state = trace.meta["num_heads"], replay[1]
-    ours = {**state.params, "target_encoder": get_target(state.optimizer_state)}
+    ours = {**state.params, "target_encoder": state.objective_state.target}
     to_ours = {
         "encoder": encoder_to_ours,
         "predictor": predictor_to_ours,
@@ -186,12 +180,11 @@ def test_training_goes_on_from_a_converted_checkpoint_as_if_it_had_never_stopped
 ):
     """Steps 0 to 2 here, to the published format and back, then steps 3 to 5."""
     pytest.importorskip("torch")
-    train_step, _, like = training
     state = state_before_step_0(start, training)
     for step in range(3):
-        state, _ = train_step(state, batch_of(trace, step))
+        state, _ = training.step(state, batch_of(trace, step))
     manager = checkpoint.make_manager(tmp_path / "run", config)
-    checkpoint.save(manager, state, config)
+    checkpoint.save(manager, state, config, make_objective(config))
     manager.wait_until_finished()
     manager.close()
 
@@ -207,11 +200,11 @@ def test_training_goes_on_from_a_converted_checkpoint_as_if_it_had_never_stopped
     )
     folder = checkpoint.find(tmp_path / "converted")
     assert folder.name == "3"
-    assert not checkpoint.check_resumable(folder, config)
-    state = checkpoint.restore(folder, like)
+    assert not check_resumable(folder, config)
+    state = checkpoint.restore(folder, training.like, make_objective(config))
     metrics = []
     for step in range(3, trace.meta["steps"]):
-        state, measured = train_step(state, batch_of(trace, step))
+        state, measured = training.step(state, batch_of(trace, step))
         metrics.append(jax.device_get(measured))
-    jax.tree.map(np.testing.assert_array_equal, metrics, replay[0][3:])
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), replay[1])
+    chex.assert_trees_all_equal(metrics, replay[0][3:])
+    chex.assert_trees_all_equal(jax.device_get(state), replay[1])

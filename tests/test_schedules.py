@@ -9,11 +9,12 @@ from conftest import load_config_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_jax.config import resolve
+from jepa_jax.config import EmaConfig, resolve
+from jepa_jax.objectives.ijepa import momentum_at
 from jepa_jax.training.schedules import make_schedules
 
 
-def schedules_of(steps_per_epoch, *, epochs, batch_size=64, ema=(0.996, 1.0), **optimizer):
+def schedules_of(steps_per_epoch, *, epochs, batch_size=64, **optimizer):
     """The schedules as functions of all steps at once."""
     config = resolve(load_config_file("fashion_mnist"))
     config = dataclasses.replace(
@@ -21,7 +22,6 @@ def schedules_of(steps_per_epoch, *, epochs, batch_size=64, ema=(0.996, 1.0), **
         epochs=epochs,
         batch_size=batch_size,
         optimizer=dataclasses.replace(config.optimizer, **optimizer),
-        ema=dataclasses.replace(config.ema, start_momentum=ema[0], final_momentum=ema[1]),
     )
     return make_schedules(config, steps_per_epoch)
 
@@ -56,7 +56,8 @@ def test_values_of_every_step_equal_the_published_formulas(ipe_scale):
             schedules.learning_rate(jnp.int32(step)), lr, rtol=1e-5, atol=1e-9
         )
         np.testing.assert_allclose(schedules.weight_decay(jnp.int32(step)), decay, rtol=1e-5)
-        np.testing.assert_allclose(schedules.momentum(jnp.int32(step)), momentum, rtol=1e-6)
+        ours = momentum_at(EmaConfig(), jnp.int32(step), schedules.horizon)
+        np.testing.assert_allclose(ours, momentum, rtol=1e-6)
 
 
 def test_the_peak_is_reached_exactly_at_the_end_of_the_warm_up():
@@ -74,31 +75,35 @@ def test_without_warm_up_the_cosine_begins_at_once():
     np.testing.assert_allclose(rates, expected, rtol=1e-4, atol=1e-9)
 
 
-@pytest.mark.parametrize(("reference", "factor"), [(0, 1.0), (256, 2.0), (1024, 0.5), (512, 1.0)])
+@pytest.mark.parametrize(
+    ("reference", "factor"), [(None, 1.0), (256, 2.0), (1024, 0.5), (512, 1.0)]
+)
 def test_the_three_rates_scale_with_the_batch_and_nothing_else_does(reference, factor):
     settings = {"epochs": 4, "warmup_epochs": 1.0, "ipe_scale": 1.0, "batch_size": 512}
-    plain = schedules_of(10, reference_batch_size=0, **settings, **RATES, **DECAYS)
+    plain = schedules_of(10, reference_batch_size=None, **settings, **RATES, **DECAYS)
     scaled = schedules_of(10, reference_batch_size=reference, **settings, **RATES, **DECAYS)
     steps = jnp.arange(40)
     np.testing.assert_allclose(
         scaled.learning_rate(steps), factor * plain.learning_rate(steps), rtol=1e-6
     )
     np.testing.assert_array_equal(scaled.weight_decay(steps), plain.weight_decay(steps))
-    np.testing.assert_array_equal(scaled.momentum(steps), plain.momentum(steps))
+    assert scaled.horizon == plain.horizon
 
 
 def test_a_momentum_of_1_is_reached_at_the_stretched_horizon_alone():
     schedules = schedules_of(10, epochs=4, warmup_epochs=1.0, ipe_scale=1.25)
-    last, horizon, beyond = (float(schedules.momentum(jnp.int32(n))) for n in (39, 50, 500))
+    last, horizon, beyond = (
+        float(momentum_at(EmaConfig(), jnp.int32(n), schedules.horizon)) for n in (39, 50, 500)
+    )
     np.testing.assert_allclose(last, 0.996 + 0.004 * 39 / 50, rtol=1e-6)
     assert horizon == beyond == 1.0
 
 
 def test_values_are_the_same_within_a_compiled_function():
     schedules = schedules_of(10, epochs=4, warmup_epochs=1.0, ipe_scale=1.0, **RATES)
-    compiled = jax.jit(lambda step: [schedule(step) for schedule in schedules])
+    compiled = jax.jit(lambda step: [schedule(step) for schedule in schedules[:2]])
     for step in (0, 5, 9, 10, 39):
-        expected = [schedule(jnp.int32(step)) for schedule in schedules]
+        expected = [schedule(jnp.int32(step)) for schedule in schedules[:2]]
         np.testing.assert_allclose(compiled(jnp.int32(step)), expected, rtol=1e-6)
 
 
@@ -114,10 +119,9 @@ share = st.floats(0.0, 1.0)
     ipe_scale=st.floats(1.0, 2.0),
     rates=st.tuples(rate, rate, rate).map(sorted),
     decays=st.tuples(share, share),
-    momenta=st.tuples(share, share),
 )
 def test_schedules_are_monotone_bounded_and_finite_even_beyond_the_horizon(
-    epochs, steps_per_epoch, warmup_epochs, ipe_scale, rates, decays, momenta
+    epochs, steps_per_epoch, warmup_epochs, ipe_scale, rates, decays
 ):
     final, start, peak = rates
     schedules = schedules_of(
@@ -130,22 +134,20 @@ def test_schedules_are_monotone_bounded_and_finite_even_beyond_the_horizon(
         final_lr=final,
         weight_decay=decays[0],
         final_weight_decay=decays[1],
-        ema=momenta,
     )
     horizon = int(ipe_scale * epochs * steps_per_epoch)
     warmup = int(warmup_epochs * steps_per_epoch)
-    end = max(horizon + 1, warmup)  # the momentum reaches its end between two steps
+    end = max(horizon + 1, warmup)
     # A fixed number of steps, so that nothing is compiled anew: around each corner, and between.
     corners = [c + d for c in (0, warmup, horizon, end, 2 * end) for d in range(-3, 4)]
     between = np.linspace(0, 3 * end, 93).astype(int).tolist()
     steps = np.unique(np.clip(corners + between, 0, None))
     padded = np.pad(steps, (0, 128 - len(steps)), mode="edge").astype(np.int32)
-    lr, decay, momentum = (np.asarray(schedule(jnp.asarray(padded))) for schedule in schedules)
+    lr, decay = (np.asarray(schedule(jnp.asarray(padded))) for schedule in schedules[:2])
 
     for values, ends in (
         (lr, (final, peak)),
         (decay, decays),
-        (momentum, momenta),
     ):
         assert np.isfinite(values).all()
         assert values.min() >= min(ends) * (1 - 1e-5) - 1e-6 * max(ends)
@@ -156,7 +158,6 @@ def test_schedules_are_monotone_bounded_and_finite_even_beyond_the_horizon(
 
     assert rises(lr[padded < warmup], peak)
     assert rises(-lr[padded >= max(warmup - 1, 0)], peak)
-    for values, (first, last) in ((decay, decays), (momentum, momenta)):
-        assert rises(np.sign(last - first) * values, max(first, last))
-    for values, last in ((lr, final), (decay, decays[1]), (momentum, momenta[1])):
+    assert rises(np.sign(decays[1] - decays[0]) * decay, max(decays))
+    for values, last in ((lr, final), (decay, decays[1])):
         np.testing.assert_allclose(values[padded >= end], last, rtol=1e-5, atol=1e-6 * peak)

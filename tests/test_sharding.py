@@ -1,5 +1,6 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +9,15 @@ from conftest import load_config_file
 
 from jepa_jax.config import MeshConfig, resolve
 from jepa_jax.errors import UserError
-from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
-from jepa_jax.training.ema import get_target
-from jepa_jax.training.optimizer import make_optimizer
-from jepa_jax.training.schedules import make_schedules
+from jepa_jax.training.setup import set_up
 from jepa_jax.training.sharding import batch_sharding, check_divisible, local_rows, make_mesh
-from jepa_jax.training.step import abstract_state, make_create, make_train_step
+
+
+def mesh_config(data, fsdp, tensor):
+    return MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
+
 
 STEPS = 10
 
@@ -24,9 +27,10 @@ def config():
     config = load_config_file("fashion_mnist")
     config.batch_size = 8
     config.data.image_size = (12, 16)  # a 3 x 4 grid
-    config.model.update({"embed_dim": 16, "depth": 2, "num_heads": 8, "scan_layers": True})
-    config.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 8})
-    config.masks.context_tokens = 4
+    config.model.update({"embed_dim": 16, "depth": 2, "num_heads": 8})
+    config.compute.scan_layers = True
+    config.objective.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 8})
+    config.objective.masks.context_tokens = 4
     # Adam's first steps divide gradients by their own size; a large eps keeps rounding small.
     config.optimizer.eps = 1e-3
     return resolve(config)
@@ -55,20 +59,10 @@ def make_step(config):
     def make(mesh, accumulation_steps=1):
         key = (mesh, accumulation_steps)
         if key not in made:
+            changed_config = changed(config, "optimizer", accumulation_steps=accumulation_steps)
             objective = make_objective(config)
-            schedules = make_schedules(config, steps_per_epoch=STEPS)
-            optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-            like = abstract_state(objective, optimizer, mesh=mesh)
-            step = make_train_step(
-                objective,
-                optimizer,
-                schedules,
-                like,
-                seed=0,
-                accumulation_steps=accumulation_steps,
-                mesh=mesh,
-            )
-            made[key] = (make_create(objective, optimizer, seed=0, mesh=mesh), like, step)
+            setup = set_up(changed_config, objective, steps_per_epoch=STEPS, mesh=mesh)
+            made[key] = (setup.create, setup.like, setup.step)
         return made[key]
 
     return make
@@ -116,9 +110,7 @@ def test_every_mesh_takes_the_same_steps(on_one_device, on_eight_devices):
     _, (losses, _, state) = on_eight_devices
     np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
     assert len(set(losses)) == STEPS
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), state, on_one_device[2]
-    )
+    chex.assert_trees_all_close(state, on_one_device[2], rtol=1e-5, atol=1e-5)
     _, before, after = jax.device_get(on_one_device)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, before.params)
     assert max(jax.tree.leaves(moved)) > 1e-3  # what is compared has changed by far more
@@ -133,28 +125,25 @@ def test_a_checkpoint_goes_on_on_another_mesh(
     before, after, config, make_step, one_device, on_one_device, batches, tmp_path
 ):
     def mesh_of(shape):
-        return make_mesh(MeshConfig(*shape)) if shape else one_device
+        return make_mesh(mesh_config(*shape)) if shape else one_device
 
     create, _, step = make_step(mesh_of(before))
     first, state = take_steps(step, create(), batches[:5], mesh_of(before))
     manager = checkpoint.make_manager(tmp_path, config)
-    checkpoint.save(manager, state, config)
+    checkpoint.save(manager, state, config, make_objective(config))
     manager.close()
 
     _, like, step = make_step(mesh_of(after))
-    state = checkpoint.restore(checkpoint.find(tmp_path), like)
+    state = checkpoint.restore(checkpoint.find(tmp_path), like, make_objective(config))
     second, state = take_steps(step, state, batches[5:], mesh_of(after))
     np.testing.assert_allclose(first + second, on_one_device[0], rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), state, on_one_device[2]
-    )
+    chex.assert_trees_all_close(state, on_one_device[2], rtol=1e-5, atol=1e-5)
 
 
 def test_creating_the_state_needs_little_more_than_a_share(config):
     config = changed(config, "model", embed_dim=256, depth=4)
     mesh, objective = make_mesh(MeshConfig(data=1, fsdp=8, tensor=1)), make_objective(config)
-    optimizer = make_optimizer(config.optimizer, make_schedules(config, 10), objective.target_of)
-    create = make_create(objective, optimizer, seed=0, mesh=mesh)
+    create = set_up(config, objective, steps_per_epoch=10, mesh=mesh).create
     arrays = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(create))]
     memory = create.lower().compile().memory_analysis()
     assert memory.output_size_in_bytes < 1.1 * sum(arrays) / 8
@@ -183,7 +172,7 @@ def test_parameters_moments_and_the_average_are_divided_from_start_to_end(on_eig
             state.params["encoder"],
             adam.mu["encoder"],
             adam.nu["encoder"],
-            get_target(state.optimizer_state),
+            state.objective_state.target,
         )
         for encoder in encoders:
             for path, (fsdp, tensor) in SPLIT.items():
@@ -216,9 +205,13 @@ def test_the_batch_is_divided_over_data_and_fsdp(batches):
     assert len({shard.index[0].start for shard in image.addressable_shards}) == 4
 
 
-def test_minus_one_takes_the_devices_that_the_other_axes_leave():
-    for given, shape in (((-1, 1, 1), (8, 1, 1)), ((-1, 2, 2), (2, 2, 2)), ((-1, 1, 8), (1, 1, 8))):
-        mesh = make_mesh(MeshConfig(*given))
+def test_none_takes_the_devices_that_the_other_axes_leave():
+    for given, shape in (
+        ((None, 1, 1), (8, 1, 1)),
+        ((None, 2, 2), (2, 2, 2)),
+        ((None, 1, 8), (1, 1, 8)),
+    ):
+        mesh = make_mesh(mesh_config(*given))
         assert tuple(mesh.shape.values()) == shape
         assert mesh.axis_names == ("data", "fsdp", "tensor")
 
@@ -226,23 +219,33 @@ def test_minus_one_takes_the_devices_that_the_other_axes_leave():
 @pytest.mark.parametrize(
     ("axes", "says"),
     [
-        ((4, 1, 1), "data 4, .* number of devices, 8; set data to 8, or to -1"),
+        ((4, 1, 1), "data 4, .* number of devices, 8; set data to 8, or to None"),
         ((16, 1, 1), "data 16, .* set data to 8"),
         ((2, 2, 4), "data 2, fsdp 2, tensor 4: .* set data to 1"),
-        ((-1, 3, 1), "fsdp x tensor = 3 must divide the number of devices, 8; 2 and 4 do"),
-        ((-1, 8, 2), "fsdp x tensor = 16 must divide the number of devices, 8; 8 do"),
+        ((None, 3, 1), "fsdp x tensor = 3 must divide the number of devices, 8; 2 and 4 do"),
+        ((None, 8, 2), "fsdp x tensor = 16 must divide the number of devices, 8; 8 do"),
     ],
 )
 def test_a_mesh_of_another_number_of_devices_is_refused_in_one_line(axes, says):
     with pytest.raises(UserError, match=rf"^config\.mesh = .*{says}") as error:
-        make_mesh(MeshConfig(*axes))
+        make_mesh(mesh_config(*axes))
     assert "\n" not in str(error.value)
 
 
 def changed(config, section, **fields):
+    """With other fields of a section; "objective.predictor" is one within another."""
+    outer, _, inner = section.partition(".")
+    if inner:
+        fields = {inner: dataclasses.replace(getattr(getattr(config, outer), inner), **fields)}
     return dataclasses.replace(
-        config, **{section: dataclasses.replace(getattr(config, section), **fields)}
+        config, **{outer: dataclasses.replace(getattr(config, outer), **fields)}
     )
+
+
+def check(config, mesh):
+    params = jax.eval_shape(make_objective(config).init, jax.random.key(0))
+    steps = config.optimizer.accumulation_steps
+    check_divisible(params, mesh, batch_size=config.batch_size, accumulation_steps=steps)
 
 
 @pytest.mark.parametrize(
@@ -255,23 +258,25 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))  # four shares
     config = changed(config, "optimizer", accumulation_steps=accumulation_steps)
     with pytest.raises(UserError) as error:
-        check_divisible(dataclasses.replace(config, batch_size=batch_size), mesh)
+        check(dataclasses.replace(config, batch_size=batch_size), mesh)
     message = str(error.value)
     assert message.startswith(
         f"config.batch_size = {batch_size}: must be a multiple of {4 * accumulation_steps} "
     )
-    assert f", {nearest} say" in message
+    assert f", {nearest} for example" in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize(
     ("section", "fields", "says"),
     [
-        ("model", {"num_heads": 6}, "mesh.tensor = 4: must divide config.model.num_heads = 6; 3 a"),
-        ("predictor", {"num_heads": 2}, "mesh.tensor = 4: .*predictor.num_heads = 2; 2 do"),
-        ("model", {"embed_dim": 15}, "mesh.fsdp = 2: must divide .*model.embed_dim = 15; 1 and 3"),
-        ("predictor", {"embed_dim": 9}, "mesh.fsdp = 2: .*predictor.embed_dim = 9; 1 and 3 do"),
-        ("model", {"mlp_ratio": 1.125}, "mesh.tensor = 4: .*mlp_ratio = 18; 3 and 6 do"),
+        (
+            "model",
+            {"embed_dim": 24, "num_heads": 6},
+            r"mesh.tensor = 4: must divide 6, of the shape .* of encoder/.*; 3 a",
+        ),
+        ("objective.predictor", {"num_heads": 2}, "mesh.tensor = 4: .* 2, .* predictor.*; 2 do"),
+        ("model", {"mlp_ratio": 1.125}, "mesh.tensor = 4: .* 18, .*mlp/fc1.*; 3 and 6 do"),
     ],
 )
 def test_a_model_that_does_not_divide_is_refused_with_the_nearest_that_do(
@@ -279,13 +284,13 @@ def test_a_model_that_does_not_divide_is_refused_with_the_nearest_that_do(
 ):
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
     with pytest.raises(UserError, match=rf"^config\.{says}"):
-        check_divisible(changed(config, section, **fields), mesh)
+        check(changed(config, section, **fields), mesh)
 
 
 def test_what_divides_is_accepted(config):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     config = changed(config, "optimizer", accumulation_steps=3)
-    check_divisible(dataclasses.replace(config, batch_size=24), mesh)
+    check(dataclasses.replace(config, batch_size=24), mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,7 +317,7 @@ class FakeDevice:
 def test_fsdp_and_tensor_stay_within_a_slice_or_host(platform, slices, mesh):
     # In the order of devices, neighbours are in different groups.
     devices = [FakeDevice(i, i % 2, i % 2 if slices > 1 else 0, platform) for i in range(8)]
-    array = make_mesh(MeshConfig(*mesh), devices).devices
+    array = make_mesh(MeshConfig(data=mesh[0], fsdp=mesh[1], tensor=mesh[2]), devices).devices
     assert sorted(device.id for device in array.flat) == list(range(8))
     groups = np.vectorize(lambda device: device.process_index)(array)
     assert (groups == groups[:, :1, :1]).all()

@@ -32,7 +32,7 @@ def load(source, index, crop=whole, size=(28, 28)):
 
 
 def test_a_folder_that_was_not_set_is_asked_for():
-    with pytest.raises(UserError, match=r"config\.data\.path = '': must be set"):
+    with pytest.raises(UserError, match=r"config\.data\.path = None: must be set"):
         open_source(data_config(source="folder", path=""), "train")
 
 

@@ -1,26 +1,34 @@
 import dataclasses
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import load_config_file
+from conftest import ijepa_loss, load_config_file
 
+from jepa_jax.batch.spec import BatchSpec
 from jepa_jax.config import resolve
-from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.objectives.ema import follow_parameters
 from jepa_jax.objectives.objective import Objective
-from jepa_jax.training.ema import get_target
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training.optimizer import make_optimizer
 from jepa_jax.training.schedules import Schedules
-from jepa_jax.training.step import TrainState, create_state, make_train_step
+from jepa_jax.training.sharding import tree_shardings
+from jepa_jax.training.state import TrainState, state_creator
+from jepa_jax.training.step import make_train_step
 
 SEED = 3
 SCHEDULES = Schedules(
     learning_rate=lambda step: 1e-2 / (1.0 + step),
     weight_decay=lambda step: 0.1 + 0.1 * step,
-    momentum=lambda step: 0.9 + 0.01 * step,
+    horizon=100.0,
 )
+
+
+def momentum_at(step):
+    return 0.9 + 0.01 * step
 
 
 def line_objective():
@@ -29,27 +37,32 @@ def line_objective():
     The loss is the mean over examples of (x . kernel + bias - x . target kernel)^2 / 2.
     """
 
-    def loss(params, target, batch, key):
+    def loss(params, state, batch, key, clock):
         del key
-        line = params["encoder"]
+        line, target = params["encoder"], state.target
         difference = batch["x"] @ (line["kernel"] - target["kernel"]) + line["bias"]
-        return 0.5 * jnp.mean(difference**2)
+        return 0.5 * jnp.mean(difference**2), {"metrics": {"momentum": momentum_at(clock.step)}}
 
     return Objective(
+        needs=BatchSpec(views=()),
         init=lambda key: {
             "encoder": {"kernel": jax.random.normal(key, (3,)), "bias": jnp.ones(())}
         },
         loss=loss,
-        target_of=lambda params: params["encoder"],
-        encode=lambda target, images: images,
+        state=lambda horizon: follow_parameters(momentum_at, lambda params: params["encoder"]),
+        encoders={"target_encoder": ("objective_state", "target")},
+        encode=lambda weights, images: images,
+        flops=lambda shapes: {},
     )
 
 
 def set_up(objective, config, mesh, accumulation_steps=1):
     """The compiled step, and a function that makes the state before step 0."""
-    optimizer = make_optimizer(config.optimizer, SCHEDULES, objective.target_of)
+    optimizer = make_optimizer(config.optimizer, SCHEDULES)
     arguments = {"seed": SEED, "mesh": mesh}
-    start = create_state(objective, optimizer, **arguments)
+    create = state_creator(objective, optimizer, horizon=100.0, seed=SEED)
+    shardings = tree_shardings(jax.eval_shape(create), mesh)
+    start = jax.jit(create, out_shardings=shardings)()
     step = make_train_step(
         objective,
         optimizer,
@@ -65,9 +78,10 @@ def set_up(objective, config, mesh, accumulation_steps=1):
 def config():
     config = load_config_file("fashion_mnist")
     config.data.image_size = (12, 16)  # a 3 x 4 grid
-    config.model.update({"embed_dim": 8, "depth": 2, "num_heads": 2, "scan_layers": True})
-    config.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 2})
-    config.masks.context_tokens = 4
+    config.model.update({"embed_dim": 8, "depth": 2, "num_heads": 2})
+    config.compute.scan_layers = True
+    config.objective.predictor.update({"embed_dim": 8, "depth": 1, "num_heads": 2})
+    config.objective.masks.context_tokens = 4
     return resolve(config)
 
 
@@ -151,7 +165,7 @@ def test_three_steps_of_any_objective_equal_numpy(line, lines_batch, config):
             np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
         assert state.step == n + 1
         assert_trees_close(state.params["encoder"], params, 1e-5)
-        assert_trees_close(get_target(state.optimizer_state), target, 1e-5)
+        assert_trees_close(state.objective_state.target, target, 1e-5)
 
 
 def test_the_loss_and_gradient_of_a_step_are_those_of_the_objective(
@@ -159,8 +173,8 @@ def test_the_loss_and_gradient_of_a_step_are_those_of_the_objective(
 ):
     _, start = ijepa
     state, objective = start(), make_objective(config)
-    loss, gradient = jax.jit(jax.value_and_grad(objective.loss))(
-        state.params, get_target(state.optimizer_state), batch, jax.random.key(0)
+    loss, gradient = jax.jit(jax.value_and_grad(ijepa_loss(objective)))(
+        state.params, state.objective_state.target, batch, jax.random.key(0)
     )
     _, metrics = after_one_step
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
@@ -199,29 +213,27 @@ def test_the_state_is_donated(line, lines_batch):
 
 def test_the_same_seed_and_batch_give_the_same_bits(ijepa, batch, after_one_step):
     step, start = ijepa
-    jax.tree.map(np.testing.assert_array_equal, step(start(), batch), after_one_step)
+    chex.assert_trees_all_equal(step(start(), batch), after_one_step)
 
 
 def test_states_of_one_seed_are_equal_and_of_two_seeds_differ(config, one_device):
     objective = line_objective()
-    optimizer = make_optimizer(config.optimizer, SCHEDULES, objective.target_of)
+    optimizer = make_optimizer(config.optimizer, SCHEDULES)
     one, same, other = (
-        create_state(objective, optimizer, seed=seed, mesh=one_device) for seed in (0, 0, 1)
+        state_creator(objective, optimizer, horizon=1.0, seed=seed)() for seed in (0, 0, 1)
     )
-    jax.tree.map(np.testing.assert_array_equal, one, same)
+    chex.assert_trees_all_equal(one, same)
     assert (one.params["encoder"]["kernel"] != other.params["encoder"]["kernel"]).all()
     assert isinstance(one, TrainState)
     assert one.step == 0
-    jax.tree.map(
-        np.testing.assert_array_equal, get_target(one.optimizer_state), one.params["encoder"]
-    )
+    chex.assert_trees_all_equal(one.objective_state.target, one.params["encoder"])
 
 
 def test_all_floats_of_the_state_and_the_metrics_stay_float32_in_bfloat16(
     config, one_device, batch
 ):
-    model = dataclasses.replace(config.model, dtype="bfloat16")
-    config = dataclasses.replace(config, model=model)
+    compute = dataclasses.replace(config.compute, dtype="bfloat16")
+    config = dataclasses.replace(config, compute=compute)
     step, start = set_up(make_objective(config), config, one_device)
     state = start()
     for tree in (state, *jax.eval_shape(step, state, batch)):
@@ -233,8 +245,9 @@ def lottery():
     """An objective whose loss is its random number."""
     line = line_objective()
     return line._replace(
-        loss=lambda params, target, batch, key: (
-            jax.random.uniform(key) + 0.0 * line.loss(params, target, batch, key)
+        loss=lambda params, state, batch, key, clock: (
+            jax.random.uniform(key) + 0.0 * line.loss(params, state, batch, key, clock)[0],
+            {},
         )
     )
 
@@ -258,3 +271,16 @@ def test_micro_batches_draw_their_own_random_numbers(config, one_device, lines_b
         _, metrics = step(start(), lines_batch)
         means.add(float(metrics["loss"]))
     assert len(means) == 3
+
+
+def test_a_step_is_traced_once_however_often_it_is_taken(config, one_device, lines_batch):
+    """Were it traced at each call, chex would raise: that would be a compilation a step."""
+    line = line_objective()
+    traced = chex.assert_max_traces(line.loss, n=1)
+    step, start = set_up(line._replace(loss=traced), config, one_device)
+    state = start()
+    for _ in range(3):
+        state, _ = step(state, lines_batch)
+    with pytest.raises(AssertionError, match="traced > 1 times"):
+        step(state, {"x": lines_batch["x"][:2]})  # another shape
+    chex.clear_trace_counter()

@@ -6,7 +6,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.protocol = "linear"
-    config.data = {}  # fields of config.data that differ from the checkpoint's, {"path": "..."} say
+    config.data = {}  # fields of config.data that differ from the checkpoint's: {"path": "..."}
     config.batch_size = 250  # images per forward pass
     config.validation_fraction = 0.2  # of the training images, to choose C; then all are used
     config.seed = 0  # of that split

@@ -18,19 +18,22 @@ def random_resized_crop(
     seed: int,
     epoch: tf.Tensor,
     index: tf.Tensor,
+    view: int = 0,
 ) -> tf.Tensor:
-    """Boxes of random area and shape (Szegedy et al., 2015), one an image.
+    """Boxes of random area and shape (Szegedy et al., 2015), one per image.
 
     Args:
       height, width: int32 [B], of the images in pixels.
       scale: share of the image's area, drawn uniformly.
       aspect_ratio: width / height, drawn uniformly in its logarithm.
       seed, epoch, index: what the draw depends on; epoch is a scalar or [B], index is [B].
+      view: of several crops of one image, which.
 
     Returns:
       int32 [B, 4]: top, left, height, width in pixels.
     """
-    key = stateless_random.make_key(_CROP, seed, epoch, index)  # [B]
+    of_view = (view,) if view else ()
+    key = stateless_random.make_key(_CROP, seed, epoch, index, *of_view)  # [B]
     u = stateless_random.uniform(key, 4 * _TRIES)  # [B, 4 * tries]
     u = tf.reshape(u, [-1, 4, _TRIES])  # [B, 4, tries]
     height, width = tf.cast(height, tf.float64)[:, None], tf.cast(width, tf.float64)[:, None]

@@ -1,4 +1,4 @@
-"""Multi-block masks (Assran et al., 2023, section 3), exact in shape and unbiased.
+"""Draws masks: multi-block ones (Assran et al., 2023, section 3), exact in shape and unbiased.
 
 The sizes of the blocks are drawn once per step, the same for every example and host, so that all
 examples of a step have the same static shapes; the blocks' positions are drawn per example. The
@@ -13,51 +13,37 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from jepa_jax.batch.masks import LATTICE, MultiBlock, RandomPatches
 from jepa_jax.config import MaskConfig
 from jepa_jax.data import stateless_random
-from jepa_jax.errors import UserError
 
-# One number on this lattice of [0, 1) gives a block's scale and its aspect ratio, as published.
-# A lattice makes the sizes' distribution a table: exact, and the same wherever it is read.
-LATTICE = 1 << 16
 # Draws per example before the fallback. A setting that under half of the draws can meet is refused.
 MAX_DRAWS = 100
 # First part of the random keys, so that streams never meet.
-_SIZES, _CORNERS, _CHOICE = 1, 2, 3
+_SIZES, _CORNERS, _CHOICE, _PATCHES = 1, 2, 3, 6
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskSampler:
-    """Draws masks on one grid."""
+    """Draws multi-block masks."""
 
-    masks: MaskConfig
-    grid: tuple[int, int]  # rows, columns
+    blocks: MultiBlock
     seed: int
 
     @property
-    def context_size_table(self) -> np.ndarray:
-        """int32 [LATTICE, 2]: height and width of the context block per lattice point."""
-        return _size_table(self.grid, self.masks.context_scale, (1.0, 1.0), self.masks.published)
+    def masks(self) -> MaskConfig:
+        return self.blocks.config
 
     @property
-    def target_size_table(self) -> np.ndarray:
-        """int32 [LATTICE, 2]: height and width of the target blocks per lattice point."""
-        masks = self.masks
-        return _size_table(
-            self.grid, masks.target_scale, masks.target_aspect_ratio, masks.published
-        )
-
-    def target_lengths(self) -> dict[int, float]:
-        """Patches per target block T -> share of the steps that have it. Few: the step's shapes."""
-        lengths, counts = np.unique(self.target_size_table.prod(axis=1), return_counts=True)
-        return {int(n): count / LATTICE for n, count in zip(lengths, counts, strict=True)}
+    def grid(self) -> tuple[int, int]:
+        return self.blocks.grid
 
     def block_sizes(self, step: tf.Tensor) -> tf.Tensor:
         """int32 [1 + M, 2]: height and width of the step's context block and target blocks."""
         key = stateless_random.make_key(_SIZES, self.seed, step)
         point = stateless_random.randint(key, tf.constant([LATTICE, LATTICE]))
-        context = tf.gather(self.context_size_table, point[0])  # [2]
-        target = tf.gather(self.target_size_table, point[1])  # [2]
+        context = tf.gather(self.blocks.context_size_table, point[0])  # [2]
+        target = tf.gather(self.blocks.target_size_table, point[1])  # [2]
         return tf.concat([[context], tf.tile([target], [self.masks.num_targets, 1])], axis=0)
 
     def corners(
@@ -158,62 +144,19 @@ class MaskSampler:
         return first[..., None] + tf.reshape(within, [-1])
 
 
-def visible_counts(sampler: MaskSampler, num_steps: int, batch_size: int) -> np.ndarray:
-    """Visible patches of first draws, before K are chosen: int [num_steps, batch_size]."""
+def draw_random_patches(
+    spec: RandomPatches, *, seed: int, epoch: tf.Tensor, index: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """A uniformly random subset of the patches of each example, and the rest.
 
-    @tf.function(autograph=False)
-    def one_step(step: tf.Tensor) -> tf.Tensor:
-        sizes = sampler.block_sizes(step)
-        corners = sampler.corners(sizes, tf.constant(0, tf.int64), examples + step * batch_size, 0)
-        return tf.math.count_nonzero(sampler.visible(corners, sizes), axis=1)
-
-    examples = tf.range(batch_size, dtype=tf.int64)
-    return np.stack([one_step(tf.constant(s, tf.int64)).numpy() for s in range(num_steps)])
-
-
-def check_feasible(sampler: MaskSampler) -> float:
-    """Refuses settings that can't be met, or only by throwing most draws away.
+    Args:
+      epoch: int64 scalar, or [B].
+      index: int64 [B], each example's number in the data set.
 
     Returns:
-      The share of draws that leave at least `context_tokens` visible patches.
-
-    Raises:
-      UserError: under half of the draws do, or the largest target leaves too few patches.
+      visible_index int32 [B, K], masked_index int32 [B, N - K]; sorted.
     """
-    K, num_patches = sampler.masks.context_tokens, sampler.grid[0] * sampler.grid[1]
-    shape = f"a {sampler.grid[0]} x {sampler.grid[1]} grid"
-    if sampler.target_size_table.min() < 1:
-        raise UserError(
-            f"config.masks.target_scale = {sampler.masks.target_scale}: some target blocks have no "
-            f"patch on {shape}; raise it"
-        )
-    counts = visible_counts(sampler, num_steps=128, batch_size=128)
-    share = float(np.mean(counts >= K))
-    largest_target = max(sampler.target_lengths())
-    left = num_patches if sampler.masks.allow_overlap else num_patches - largest_target
-    # The largest K that half of the draws can meet, also by the draws of the fallback.
-    largest = min(int(np.sort(counts, axis=None)[counts.size // 2]), left)
-    if share < 0.5 or left < K:
-        advice = f"the largest that works is {largest}"
-        if largest < 1:
-            advice = "no value works: the targets cover the grid, so lower masks.target_scale"
-        raise UserError(
-            f"config.masks.context_tokens = {K}: {share:.1%} of the mask draws on {shape} leave "
-            f"that many visible patches, and at least half must; {advice}"
-        )
-    return share
-
-
-def _size_table(
-    grid: tuple[int, int],
-    scale: tuple[float, float],
-    aspect_ratio: tuple[float, float],
-    published: bool,
-) -> np.ndarray:
-    """Height and width of a block per lattice point: int32 [LATTICE, 2]."""
-    u = np.arange(LATTICE) / LATTICE
-    area = np.floor(grid[0] * grid[1] * (scale[0] + u * (scale[1] - scale[0])))
-    ratio = aspect_ratio[0] + u * (aspect_ratio[1] - aspect_ratio[0])
-    size = np.stack([np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))], axis=1)
-    # The published code never lets a block span the grid.
-    return np.minimum(size, np.array(grid) - (1 if published else 0)).astype(np.int32)
+    key = stateless_random.make_key(_PATCHES, seed, epoch, index)
+    order = tf.argsort(stateless_random.uniform(key, spec.num_patches), axis=1)  # [B, N]
+    visible, masked = order[:, : spec.num_visible], order[:, spec.num_visible :]
+    return {"visible_index": tf.sort(visible, axis=1), "masked_index": tf.sort(masked, axis=1)}

@@ -35,7 +35,7 @@ class Source:
       class_names: what the labels stand for.
       whole_batches: `load` is cheap for many examples in one call; otherwise it wants n = 1, and
         parallel calls.
-      describe: an example's name for messages, a path say.
+      describe: an example's name for messages, for example a path.
     """
 
     num_examples: int
@@ -60,27 +60,27 @@ def open_source(data: DataConfig, split: Literal["train", "test"]) -> Source:
     return _folder(data.path, name, split)
 
 
-def _fashion_mnist(name: str, split: str, image_size: tuple[int, int]) -> Source:
+def _fashion_mnist(name: str | None, split: str, image_size: tuple[int, int]) -> Source:
     """The 10,000 + 2,000 images that come with the package (Xiao et al., 2017)."""
     if name not in ("train", "test"):
         raise UserError(f"config.data.{split}_split = {name!r}: must be train or test")
     path = pathlib.Path(__file__).parent / "bundled" / "fashion_mnist" / "fashion_mnist.npz"
     with np.load(path) as arrays:
         images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
-    class_names = ("T-shirt", "trouser", "pullover", "dress", "coat")
+    class_names: tuple[str, ...] = ("T-shirt", "trouser", "pullover", "dress", "coat")
     class_names += ("sandal", "shirt", "sneaker", "bag", "ankle boot")
     return array_source(images[..., None], labels.astype(np.int64), class_names, image_size)
 
 
-def _tfds(path: str, name: str, image_size: tuple[int, int]) -> Source:
+def _tfds(path: str | None, name: str | None, image_size: tuple[int, int]) -> Source:
     """A labelled data set of TFDS whose images all have one size and fit in memory."""
     import tensorflow_datasets as tfds  # takes a second, and only this source needs it
 
     try:
         builder = tfds.builder(path)
         builder.download_and_prepare()
-    except tfds.core.DatasetNotFoundError:
-        raise UserError(f"config.data.path = {path!r}: TFDS knows no such data set") from None
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(f"config.data.path = {path!r}: TFDS knows no such data set") from error
     except Exception as error:  # downloads fail in as many ways as there are hosts
         raise UserError(f"config.data.path = {path!r}: TFDS can't prepare it: {error}") from error
     if name not in builder.info.splits:
@@ -140,24 +140,35 @@ def array_source(
         x = tf.image.resize(x, size, antialias=True)
         return tf.broadcast_to(x, [1, *size, 3])
 
-    # Making images smaller needs an antialiasing filter, which crop_and_resize has not.
-    enlarge = image_size[0] >= height and image_size[1] >= width
+    def enlarges(size: tuple[int, int]) -> bool:
+        return size[0] >= height and size[1] >= width
+
+    def load(index: tf.Tensor, crop: Crop, size: tuple[int, int]) -> tf.Tensor:
+        # Making images smaller needs an antialiasing filter, which crop_and_resize does not have.
+        if enlarges(size):
+            return load_batch(index, crop, size)
+        return tf.map_fn(
+            lambda i: load_one(i[None], crop, size)[0],
+            index,
+            fn_output_signature=tf.TensorSpec((*size, 3), tf.float32),
+        )
+
     return Source(
         num_examples=len(images),
-        load=load_batch if enlarge else load_one,
+        load=load,
         labels=labels,
         class_names=class_names,
-        whole_batches=enlarge,
+        whole_batches=enlarges(image_size),
         describe=lambda i: f"example {i}",
     )
 
 
-def _folder(path: str, name: str, split: str) -> Source:
+def _folder(path: str | None, name: str | None, split: str) -> Source:
     """`path/name/<class>/<image>`, or `path/name/<image>` without labels."""
-    root = pathlib.Path(path).expanduser() / name
     field = f"config.data.path = {path!r}, {split}_split = {name!r}"
-    if not path:
-        raise UserError("config.data.path = '': must be set, to the folder of the images")
+    if path is None:
+        raise UserError("config.data.path = None: must be set, to the folder of the images")
+    root = pathlib.Path(path).expanduser() / (name or "")
     if not root.is_dir():
         raise UserError(f"{field}: there is no folder {root}")
     if not os.access(root, os.R_OK | os.X_OK):

@@ -1,7 +1,7 @@
 """Random numbers that are a pure function of integers, vectorised over examples.
 
-`tf.random.stateless_uniform` takes one seed a call, so a batch in which every example has its own
-seed costs one call an example. Here the seeds are a tensor: SplitMix64 (Steele, Lea & Flood,
+`tf.random.stateless_uniform` takes one seed per call, so a batch in which every example has its own
+seed costs one call per example. Here the seeds are a tensor: SplitMix64 (Steele, Lea & Flood,
 "Fast splittable pseudorandom number generators", OOPSLA 2014) is a dozen integer operations on it.
 `benchmarks/masks.py` measures the difference.
 """

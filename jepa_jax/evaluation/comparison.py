@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
-from jepa_jax.config import Config, DataConfig
+from jepa_jax.config import DataConfig
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import open_source
 from jepa_jax.errors import UserError
@@ -17,15 +16,10 @@ from jepa_jax.objectives.objective import Objective
 Split = tuple[LabelledFeatures, LabelledFeatures]  # training, test
 
 
-def random_target(config: Config, objective: Objective) -> Any:
-    """The target encoder's parameters before the first step of a run."""
-    return jax.jit(lambda: objective.target_of(objective.init(jax.random.key(config.seed))))()
-
-
 def features_of(
     data: DataConfig,
     objective: Objective,
-    targets: dict[str, Any],
+    encoders: dict[str, Any],
     *,
     batch_size: int,
     pixels: bool,
@@ -33,7 +27,7 @@ def features_of(
     """Average-pooled features of the training and test images, for each encoder.
 
     Args:
-      targets: name -> target parameters.
+      encoders: name -> weights of an encoder.
       pixels: also give the images themselves, as "raw_pixels".
 
     Raises:
@@ -41,8 +35,8 @@ def features_of(
     """
     pool = make_pool(objective)
     extractors: dict[str, Callable[..., np.ndarray]] = {
-        name: lambda batches, target=target: pooled_features(pool, target, batches)
-        for name, target in targets.items()
+        name: lambda batches, weights=weights: pooled_features(pool, weights, batches)
+        for name, weights in encoders.items()
     }
     if pixels:
         extractors["raw_pixels"] = raw_pixels

@@ -12,34 +12,34 @@ from jaxtyping import Array
 from jepa_jax.objectives.objective import Objective
 from jepa_jax.training.sharding import batch_sharding, replicated, traced_on
 
-Pool = Callable[[Any, Array], Array]
+Pool = Callable[[Any, np.ndarray], Array]
 
 
 def make_pool(objective: Objective, mesh: Mesh | None = None) -> Pool:
-    """Jitted (target parameters, images [B, H, W, 3]) -> mean over each image's tokens [B, D].
+    """Jitted (weights of an encoder, images [B, H, W, 3]) -> mean over each image's tokens [B, D].
 
     Args:
-      mesh: to divide the images over its devices; all processes must then give the same images,
+      mesh: to shard the images over its devices; all processes must then give the same images,
         and all get all features.
     """
 
-    def pool(target: Any, images: Array) -> Array:
-        return jnp.mean(objective.encode(target, images), axis=1)
+    def pool(weights: Any, images: Any) -> Array:
+        return jnp.mean(objective.encode(weights, images), axis=1)
 
     if mesh is None:
         return jax.jit(pool)
-    divided = jax.jit(traced_on(mesh, pool), out_shardings=replicated(mesh))
+    sharded = jax.jit(traced_on(mesh, pool), out_shardings=replicated(mesh))
 
-    def pool_divided(target: Any, images: np.ndarray) -> Array:
+    def pool_sharded(weights: Any, images: np.ndarray) -> Array:
         sharding = batch_sharding(mesh)
-        return divided(
-            target, jax.make_array_from_callback(images.shape, sharding, images.__getitem__)
+        return sharded(
+            weights, jax.make_array_from_callback(images.shape, sharding, images.__getitem__)
         )
 
-    return pool_divided
+    return pool_sharded
 
 
-def pooled_features(pool: Pool, target: Any, batches: Iterable[np.ndarray]) -> np.ndarray:
+def pooled_features(pool: Pool, weights: Any, batches: Iterable[np.ndarray]) -> np.ndarray:
     """Average-pooled features of every image.
 
     Args:
@@ -52,7 +52,7 @@ def pooled_features(pool: Pool, target: Any, batches: Iterable[np.ndarray]) -> n
     for images in batches:
         size = size or len(images)
         padded = np.pad(images, [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])
-        parts.append(pool(target, padded)[: len(images)])
+        parts.append(pool(weights, padded)[: len(images)])
     return np.concatenate(jax.device_get(parts))
 
 

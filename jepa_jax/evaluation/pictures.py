@@ -15,7 +15,7 @@ _HIDDEN = np.array([0.75, 0.84, 0.95])  # colour of patches that a panel does no
 
 def mask_picture(path: pathlib.Path, config: Config, batch: dict[str, np.ndarray]) -> None:
     """The first images of a batch, a row each: image, context, and the target blocks."""
-    rows, num_targets = 4, config.masks.num_targets
+    rows, num_targets = 4, batch["target_index"].shape[1]
     panels = [("image", None), ("context", batch["context_index"])]
     panels += [(f"target {i + 1}", batch["target_index"][:, i]) for i in range(num_targets)]
     figure = Figure(figsize=(1.5 * len(panels), 1.5 * rows + 0.3), layout="constrained")
@@ -94,7 +94,8 @@ def displayable(
     images: Float[np.ndarray, "n H W 3"], data: DataConfig
 ) -> Float[np.ndarray, "n H W 3"]:
     """Normalised pixels back in 0..1."""
-    return np.clip(images * np.float32(data.std) + np.float32(data.mean), 0, 1)
+    std, mean = np.array(data.std, np.float32), np.array(data.mean, np.float32)
+    return np.clip(images * std + mean, 0, 1)
 
 
 def _only_patches(image: np.ndarray, index: np.ndarray, config: Config) -> np.ndarray:

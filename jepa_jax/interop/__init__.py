@@ -1,1 +1,1 @@
-"""Checkpoints of other libraries: the published PyTorch code, Hugging Face, timm."""
+"""Checkpoints of other libraries: the reference, Hugging Face, timm."""

@@ -1,14 +1,13 @@
 """The configuration of a model that comes as bare tensors."""
 
-import copy
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from jepa_jax.config import Config, resolve
+from jepa_jax.config import Config, resolve, to_dict
 from jepa_jax.errors import UserError
-from jepa_jax.interop.names import PREDICTOR, Style
+from jepa_jax.interop.names import PREDICTOR, Style, ijepa_settings
 from jepa_jax.models.sizes import heads_of_width
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -27,44 +26,56 @@ def infer_config(
     """A configuration with the architecture of the tensors, and all else from `base`.
 
     Args:
-      base: fields of a config, as of `load_config`.
+      base: fields of a config, see `load_config`.
       encoder, predictor: names and shapes of the tensors; without a predictor base's stays.
       num_heads: of both networks, which no shape tells. If None: base's, where the user chose that
         file and its width is the same, or else those of the published model of this width.
       base_is_given: the user chose the file.
 
     Raises:
-      UserError: these are no tensors of a vision transformer, or the heads are unknown.
+      UserError: these are no tensors of a vision transformer, the heads are unknown, or base is of
+        another objective.
     """
-    config = copy.deepcopy(base)
-    dim, channels, p, columns = _shape(encoder, f"{style.patch_embed}.weight", 4)
+    resolved = resolve(base)
+    ijepa_settings(resolved)
+    config = to_dict(resolved)
+    predictor_config = config["objective"]["predictor"]
+    dim, channels, p, columns = shape_of(encoder, f"{style.patch_embed}.weight", 4)
     if (channels, columns) != (3, p):
         raise UserError(
             f"{style.patch_embed}.weight has shape {(dim, channels, p, columns)}: must have 3 "
             "channels and square patches"
         )
-    num_patches = _shape(encoder, style.pos_embed, 3)[1]
+    num_patches = shape_of(encoder, style.pos_embed, 3)[1]
     _set_resolution(config, p, num_patches, style, keep=base_is_given)
     same_width = base_is_given and config["model"]["embed_dim"] == dim
-    heads = num_heads or (config["model"]["num_heads"] if same_width else _known_heads(dim))
+    heads = num_heads or (config["model"]["num_heads"] if same_width else known_heads(dim))
     config["model"] |= {
         "patch_size": p,
         "embed_dim": dim,
-        "depth": _depth(encoder, style),
+        "depth": depth_of(encoder, style),
         "num_heads": heads,
-        "mlp_ratio": _mlp_ratio(_shape(encoder, f"{style.block.format(0)}{style.fc1}.weight", 2)),
+        "mlp_ratio": mlp_ratio(
+            shape_of(encoder, f"{style.block.format(0)}{style.fc1}.weight", 2),
+            config["model"]["mlp_ratio"],
+        ),
         "positions": "learned" if learned_positions else "sincos",
     }
     if predictor is not None:
-        width = _shape(predictor, "predictor_embed.weight", 2)[0]
-        same_width = base_is_given and config["predictor"]["embed_dim"] == width
+        width = shape_of(predictor, "predictor_embed.weight", 2)[0]
+        same_width = base_is_given and predictor_config["embed_dim"] == width
         if num_heads or not same_width:
-            config["predictor"]["num_heads"] = heads  # as in every published model
-        config["predictor"] |= {"embed_dim": width, "depth": _depth(predictor, PREDICTOR)}
+            predictor_config["num_heads"] = heads  # as in every published model
+        predictor_config |= {"embed_dim": width, "depth": depth_of(predictor, PREDICTOR)}
     return resolve(config)
 
 
-def _shape(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:
+def shape_of(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:
+    """The shape of a tensor that must be there.
+
+    Raises:
+      UserError: it is not, or has other dimensions.
+    """
     shape = shapes.get(name)
     if shape is None:
         raise UserError(f"no tensor {name}: this is no vision transformer that can be converted")
@@ -89,23 +100,33 @@ def _set_resolution(
             "with the data.image_size that the model was trained at"
         )
     config["data"]["image_size"] = (side * patch_size, side * patch_size)
-    tokens = config["masks"]["context_tokens"]
-    config["masks"]["context_tokens"] = max(round(tokens * num_patches / max(old_patches, 1)), 1)
+    masks = config["objective"]["masks"]
+    tokens = masks["context_tokens"] * num_patches / max(old_patches, 1)
+    masks["context_tokens"] = max(round(tokens), 1)
 
 
-def _depth(shapes: Shapes, style: Style) -> int:
+def depth_of(shapes: Shapes, style: Style) -> int:
+    """How many blocks there are."""
     pattern = re.compile(re.escape(style.block).replace(r"\{\}", r"(\d{1,4})"))
     return len({match[1] for match in map(pattern.match, shapes) if match})
 
 
-def _mlp_ratio(fc1: tuple[int, ...]) -> float:
-    """hidden / width, so that `int(width * ratio)` is hidden again."""
+def mlp_ratio(fc1: tuple[int, ...], usual: float) -> float:
+    """The usual ratio if it gives this size; or hidden / width, so that it gives it again."""
     hidden, width = fc1
+    for ratio in (usual, 4.0, 48 / 11):
+        if int(width * ratio) == hidden:
+            return ratio
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _known_heads(width: int) -> int:
+def known_heads(width: int) -> int:
+    """Attention heads of the published encoder of this width.
+
+    Raises:
+      UserError: there is none.
+    """
     heads = heads_of_width(width)
     if heads is None:
         raise UserError(

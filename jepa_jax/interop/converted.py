@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jepa_jax.config import Config, to_dict
+from jepa_jax.config.formats import with_format
 
 # Pieces in which an array is stored: small ones need less memory to be read.
 _CHUNK_BYTES = 64 << 20
@@ -76,7 +77,7 @@ def write(
     folder = folder.absolute()
     # First what is small, as one checkpoint: that leaves the file by which Orbax knows a step.
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        jsons = {"config": to_dict(config), "source": source}
+        jsons = {"config": with_format(to_dict(config)), "source": source}
         small = {name: ocp.args.JsonSave(value) for name, value in jsons.items()}
         checkpointer.save(folder, args=ocp.args.Composite(**small))
     registry = ocp.type_handlers.create_type_handler_registry(

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import flax
@@ -15,29 +15,31 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jepa_jax.config import NETWORKS, Config
+from jepa_jax.config import Config
 from jepa_jax.errors import UserError
 from jepa_jax.interop.architecture import infer_config
 from jepa_jax.interop.names import (
     HUGGINGFACE,
     HUGGINGFACE_5,
+    NETWORKS,
     PUBLISHED,
     Style,
     Tensor,
     encoder_tensors,
+    ijepa_settings,
 )
-from jepa_jax.interop.tensors import TensorSource, check_names, fetch_tensors, read_network
+from jepa_jax.interop.safetensors_files import INDEX, WEIGHTS, index_tensors, read_json
+from jepa_jax.interop.tensors import OnBytes, TensorSource, check_names, fetch_tensors, read_network
 from jepa_jax.models.positions import sincos_positions
 from jepa_jax.models.transformer import LAYER_NORM_EPS
-from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
+from jepa_jax.training.items import read_arrays
 
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+CONFIG = "config.json"
 # Of one file. More than that, and the shards' sizes would be felt in memory.
 _SHARD_BYTES = 500 << 20
 log = logging.getLogger(__name__)
-Progress = Callable[[int], None]
-_PREFIXES = ("module.", "ijepa.")  # several GPUs; an IJepaForImageClassification
 
 
 class HuggingFace(NamedTuple):
@@ -75,7 +77,7 @@ def open_huggingface(
     """Checks a folder, or one .safetensors file, but for the numbers.
 
     Args:
-      base, num_heads, base_is_given: as of `infer_config`.
+      base, num_heads, base_is_given: see `infer_config`.
       allow_partial: leave what is missing or misshapen at its random initialisation.
       network: which encoder it is; None: what the folder says, or else "encoder", since the public
         conversions, here and of timm, hold the context encoder.
@@ -83,17 +85,17 @@ def open_huggingface(
     Raises:
       UserError: there is no vision transformer without class token, or not a whole one.
     """
-    settings = _read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
-    given, stored = _index_tensors(path)
+    settings = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+    given, stored = index_tensors(path)
     style = _style_of(given.shapes)
     if style is None:
         raise UserError(f"{path}: no vision transformer's names, but {', '.join(stored[:5])}, ...")
     for name in given.shapes:
         if name.endswith("cls_token"):
-            raise UserError(f"{path}: {name}: has a class token, which these encoders have not")
+            raise UserError(f"{path}: {name}: has a class token, which is not supported here")
     heads, eps = None, LAYER_NORM_EPS
     if style is not PUBLISHED:
-        heads, eps = _check_settings(path, settings)
+        heads, eps = check_settings(path, settings, model_type="ijepa", usual_eps=LAYER_NORM_EPS)
     config = infer_config(
         base, given.shapes, style, num_heads=num_heads or heads, base_is_given=base_is_given
     )
@@ -111,19 +113,24 @@ def open_huggingface(
             path,
         )
     network = network or (said if said in NETWORKS else "encoder")
-    source = {"format": "timm" if style is PUBLISHED else "huggingface", "file": path.name}
-    source |= {"network": network}
+    source: dict[str, Any] = {"format": "timm" if style is PUBLISHED else "huggingface"}
+    source |= {"file": path.name, "network": network}
     source |= {"partial": {network: lines}} if lines else {}
     return HuggingFace(config, style, given, network, source)
 
 
 def huggingface_bytes(config: Config) -> int:
-    """Bytes of an encoder there."""
+    """Bytes of an encoder there.
+
+    Raises:
+      UserError: it is of another objective than ijepa.
+    """
+    ijepa_settings(config)
     tensors = encoder_tensors(_with(config, positions="learned"), HUGGINGFACE)
     return sum(4 * math.prod(tensor.shape) for tensor in tensors)
 
 
-def huggingface_items(found: HuggingFace, progress: Progress) -> Iterator[tuple[str, Any]]:
+def huggingface_items(found: HuggingFace, progress: OnBytes) -> Iterator[tuple[str, Any]]:
     """The one item of our checkpoint that holds parameters; see `converted.write`."""
     objective, key = make_objective(found.config), jax.random.key(found.config.seed)
     initial = jax.eval_shape(objective.init, key)
@@ -135,7 +142,7 @@ def huggingface_items(found: HuggingFace, progress: Progress) -> Iterator[tuple[
 
 
 def write_huggingface(
-    folder: pathlib.Path, path: pathlib.Path, *, network: str, progress: Progress
+    folder: pathlib.Path, path: pathlib.Path, *, network: str, progress: OnBytes
 ) -> None:
     """Writes one encoder as `IJepaModel.from_pretrained` reads it.
 
@@ -143,7 +150,7 @@ def write_huggingface(
       folder: of one checkpoint.
       path: the folder to make.
       network: "target_encoder" or "encoder".
-      progress: is told of bytes as they are converted.
+      progress: is called with the number of bytes, as they are converted.
 
     Raises:
       UserError: the checkpoint can't be read, or does not hold that network.
@@ -151,9 +158,9 @@ def write_huggingface(
     config = checkpoint.read_config(folder)
     like = jax.eval_shape(make_objective(config).init, jax.random.key(0))
     if (folder / network).is_dir():
-        arrays = checkpoint.read_arrays(folder / network, like["encoder"])
+        arrays = read_arrays(folder / network, like["encoder"])
     else:
-        arrays = checkpoint.read_arrays(folder / "params", like, under=("encoder",))
+        arrays = read_arrays(folder / "params", like, under=("encoder",))
     if config.model.positions == "sincos":  # there, positions are a tensor in either case
         table = sincos_positions(config.grid, config.model.embed_dim)
         arrays = itertools.chain(arrays, [(("pos_embed",), table)])
@@ -220,7 +227,7 @@ def _write_shards(
     tensors: Iterable[tuple[Tensor, np.ndarray]],
     path: pathlib.Path,
     network: str,
-    progress: Progress,
+    progress: OnBytes,
 ) -> dict[str, list[str]]:
     """Writes tensors as they come; returns file name -> names of the tensors in it.
 
@@ -249,80 +256,26 @@ def _write_shards(
     return dict(zip(files, held, strict=True))
 
 
-def _index_tensors(path: pathlib.Path) -> tuple[TensorSource, list[str]]:
-    """The tensors of all files, without prefixes; and some of the names as they are stored."""
-    shapes, dtypes, places = {}, {}, {}
-    for file in _weight_files(path):
-        with _open(file) as opened:
-            stored_names = opened.keys()
-            for stored in stored_names:
-                name = stored
-                for prefix in _PREFIXES:
-                    name = name.removeprefix(prefix)
-                if name in places:
-                    raise UserError(f"{path}: {name} is there twice")
-                view = opened.get_slice(stored)
-                dtype = view.get_dtype()
-                shapes[name] = tuple(view.get_shape())
-                dtypes[name] = "float32" if dtype == "F32" else dtype
-                places[name] = (file, stored)
+def check_settings(
+    path: pathlib.Path, settings: dict[str, Any], *, model_type: str, usual_eps: float
+) -> tuple[int | None, float]:
+    """Heads and LayerNorm's epsilon of a config.json that must otherwise match our models.
 
-    def read(name: str) -> np.ndarray:
-        # Opened anew each time: what was read would stay mapped, and count as memory.
-        file, stored = places[name]
-        with _open(file) as opened:
-            return opened.get_tensor(stored)
+    Args:
+      path: the folder.
+      usual_eps: where the file has none.
 
-    return TensorSource(str(path), shapes, dtypes, read), list(places)
-
-
-def _weight_files(path: pathlib.Path) -> list[pathlib.Path]:
-    if path.is_file() and path.suffix == ".safetensors":
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path}: must be a folder, or a file that ends in .safetensors")
-    if (path / INDEX).is_file():
-        weight_map = _read_json(path / INDEX).get("weight_map")
-        names = weight_map.values() if isinstance(weight_map, dict) else [None]
-        for name in names:
-            if not isinstance(name, str) or pathlib.PurePath(name).name != name or "\\" in name:
-                raise UserError(f"{path / INDEX}: weight_map names {name!r}, which is no file here")
-        files = [path / name for name in sorted(set(names))]
-    else:
-        files = [path / WEIGHTS]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{path}: no {file.name} there")
-    return files
-
-
-def _open(file: pathlib.Path) -> Any:
-    try:
-        return safetensors.safe_open(file, framework="np")
-    except Exception as error:  # SafetensorError, OSError, and what its header may raise
-        raise UserError(f"{file}: not a whole safetensors file: {error}") from None
-
-
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: can't be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: must hold an object")
-    return content
-
-
-def _check_settings(path: pathlib.Path, settings: dict[str, Any]) -> tuple[int | None, float]:
-    """Heads and LayerNorm's epsilon of a config.json that must else describe our models."""
-    allowed = {"model_type": "ijepa", "hidden_act": "gelu", "qkv_bias": True, "num_channels": 3}
+    Raises:
+      UserError: with the field.
+    """
+    allowed = {"model_type": model_type, "hidden_act": "gelu", "qkv_bias": True, "num_channels": 3}
     for name, value in allowed.items():
         if settings.get(name, value) != value:
             raise UserError(f"{path / CONFIG}: {name} = {settings[name]!r}: must be {value!r}")
     heads = settings.get("num_attention_heads")
     if heads is not None and (not isinstance(heads, int) or heads < 1):
         raise UserError(f"{path / CONFIG}: num_attention_heads = {heads!r}: must be 1 or more")
-    eps = settings.get("layer_norm_eps", LAYER_NORM_EPS)
+    eps = settings.get("layer_norm_eps", usual_eps)
     if not isinstance(eps, float) or not 0 < eps < 1:
         raise UserError(f"{path / CONFIG}: layer_norm_eps = {eps!r}: must lie between 0 and 1")
     return heads, eps

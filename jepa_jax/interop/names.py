@@ -1,16 +1,22 @@
 """Which tensor of another library holds which part of our parameters.
 
-Three layouts hold the same numbers: the published code's (and timm's) names, the names under which
+Three layouts hold the same numbers: the reference's (and timm's) names, the names under which
 Hugging Face stores an `IJepaModel`, and those of its modules since transformers 5. Ours differ from
 all in that the blocks are stacked, kernels are [inputs, outputs], and a patch is flattened as (row,
 column, channel). Everything here is a copy of numbers: there and back is exact.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jepa_jax.config import Config
+from jepa_jax.config import Config, IJepaConfig
+from jepa_jax.errors import UserError
+
+# The encoders of a trained I-JEPA: the moving average, which the paper evaluates, and the context
+# encoder, which the gradient trains.
+NETWORKS = ("target_encoder", "encoder")
 
 
 class Style(NamedTuple):
@@ -64,7 +70,8 @@ HUGGINGFACE_5 = HUGGINGFACE._replace(
 )
 
 
-class Tensor(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Tensor:
     """A tensor of another library, and the place of its numbers in ours."""
 
     name: str
@@ -107,9 +114,23 @@ def encoder_tensors(config: Config, style: Style) -> list[Tensor]:
     return tensors
 
 
+def ijepa_settings(config: Config) -> IJepaConfig:
+    """The objective's section of a configuration that can be converted.
+
+    Raises:
+      UserError: it is of another objective.
+    """
+    if not isinstance(config.objective, IJepaConfig):
+        raise UserError(
+            f"config.objective.name = {config.objective.name}: the formats of other libraries hold "
+            "models of ijepa alone"
+        )
+    return config.objective
+
+
 def predictor_tensors(config: Config) -> list[Tensor]:
     """All of a published predictor's tensors but its fixed positions."""
-    predictor, outer = config.predictor, config.model.embed_dim
+    predictor, outer = ijepa_settings(config).predictor, config.model.embed_dim
     dim = predictor.embed_dim
     return [
         Tensor("mask_token", (1, 1, dim), (0, 1, 2), ("mask_token",), (...,)),

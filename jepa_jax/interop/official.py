@@ -1,10 +1,10 @@
-"""The published code's checkpoints: three networks and the state of their AdamW."""
+"""The reference's checkpoints: three networks and the state of their AdamW."""
 
 import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import flax
@@ -12,29 +12,30 @@ import jax
 import numpy as np
 import optax
 
-from jepa_jax.config import NETWORKS, Config
+from jepa_jax.config import Config
 from jepa_jax.errors import UserError
 from jepa_jax.interop.architecture import infer_config
 from jepa_jax.interop.names import (
+    NETWORKS,
     PREDICTOR,
     PUBLISHED,
     Tensor,
     encoder_tensors,
+    ijepa_settings,
     predictor_tensors,
 )
-from jepa_jax.interop.tensors import TensorSource, check_names, read_network
+from jepa_jax.interop.tensors import OnBytes, TensorSource, check_names, read_network
 from jepa_jax.interop.torch_file import check_archive, import_torch, load
 from jepa_jax.models.positions import sincos_positions
-from jepa_jax.objectives.ijepa import make_objective
-from jepa_jax.training.ema import replace_target
+from jepa_jax.objectives.ema import EmaState
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training.optimizer import make_optimizer
 from jepa_jax.training.schedules import make_schedules
 
-# The published moving average also averages the fixed positions, and the rounding of that adds up.
+# The reference also averages the fixed positions, and the rounding of that adds up.
 # Simulated, the 187,500 steps of ViT-H/14 make 1.4e-4 of it; another table differs by about 1.
-_POSITION_TOLERANCE = 1e-2
+POSITION_TOLERANCE = 1e-2
 _NOTED = ("epoch", "loss", "batch_size", "world_size", "lr", "scaler")
-Progress = Callable[[int], None]
 
 
 class Official(NamedTuple):
@@ -69,7 +70,7 @@ def open_official(
     """Checks a whole file.
 
     Args:
-      base, num_heads, base_is_given: as of `infer_config`.
+      base, num_heads, base_is_given: see `infer_config`.
       allow_partial: leave what is missing or misshapen at its random initialisation.
       network: which encoder it is, where the file is a bare state dict of one; None: the context
         encoder, as in timm.
@@ -107,7 +108,7 @@ def open_official(
         if given.shapes.get(positions.name) != positions.shape:
             continue  # and so --allow-partial was given
         difference = _position_difference(given, positions, config)
-        if difference <= _POSITION_TOLERANCE:
+        if difference <= POSITION_TOLERANCE:
             drifted += [name] if difference else []
         elif len(content) == 1:  # timm's models may have learned them
             model = dataclasses.replace(config.model, positions="learned")
@@ -123,7 +124,7 @@ def open_official(
         step, groups = _check_optimizer(path, content["opt"], config)
         source["param_groups"] = groups
         b1, b2 = groups[0]["betas"]
-        adam = {"b1": float(b1), "b2": float(b2), "eps": float(groups[0]["eps"])}
+        adam: dict[str, Any] = {"b1": float(b1), "b2": float(b2), "eps": float(groups[0]["eps"])}
         optimizer = dataclasses.replace(config.optimizer, **adam)
         config = dataclasses.replace(config, optimizer=optimizer)
     return Official(
@@ -136,7 +137,7 @@ def open_official(
     )
 
 
-def official_items(official: Official, progress: Progress) -> Iterator[tuple[str, Any]]:
+def official_items(official: Official, progress: OnBytes) -> Iterator[tuple[str, Any]]:
     """The items of our checkpoint; see `converted.write` and `read_network`."""
     config, networks = official.config, official.networks
     objective = make_objective(config)
@@ -171,8 +172,7 @@ def official_items(official: Official, progress: Progress) -> Iterator[tuple[str
     if official.step is not None:
         step = np.array(official.step, np.int32)
         schedules = make_schedules(config, steps_per_epoch=1)  # only their names matter here
-        optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-        state = replace_target(jax.eval_shape(optimizer.init, params), ())
+        state = jax.eval_shape(make_optimizer(config.optimizer, schedules).init, params)
         for field, moment in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
             moments = {name: read(name, moment=moment) for name in ("encoder", "predictor")}
             state = optax.tree.set(state, **{field: moments})
@@ -180,14 +180,17 @@ def official_items(official: Official, progress: Progress) -> Iterator[tuple[str
             lambda leaf: step if isinstance(leaf, jax.ShapeDtypeStruct) else leaf, state
         )
         yield "optimizer_state", {"step": step, "state": state}
+        yield "objective_state", EmaState(step=step, target=())
 
 
 def tensors_of(config: Config, network: str) -> tuple[list[Tensor], Tensor]:
     """The tensors of a published network, and its fixed positions."""
     if network == "predictor":
-        tensors, dim, name = predictor_tensors(config), config.predictor.embed_dim, PREDICTOR
+        tensors, name = predictor_tensors(config), PREDICTOR
+        dim = ijepa_settings(config).predictor.embed_dim
     else:
-        tensors, dim, name = encoder_tensors(config, PUBLISHED), config.model.embed_dim, PUBLISHED
+        tensors, name = encoder_tensors(config, PUBLISHED), PUBLISHED
+        dim = config.model.embed_dim
     shape = (1, config.grid[0] * config.grid[1], dim)
     return tensors, Tensor(name.pos_embed, shape, (0, 1, 2), (), (...,))
 
@@ -281,8 +284,8 @@ def _check_optimizer(
             if not (0 <= b1 < 1 and 0 <= b2 < 1 and group["eps"] > 0 and _is_plain(group)):
                 raise ValueError
         steps = {float(entry["step"]) for entry in state.values()}
-    except Exception:  # whatever else it is
-        raise UserError(f"{where}: not the state of a torch.optim.AdamW") from None
+    except Exception as error:  # whatever else it is
+        raise UserError(f"{where}: not the state of a torch.optim.AdamW") from error
     expected = [len(group) for group in parameter_groups(config)]
     if [len(numbers) for numbers in given] != expected:
         found = [len(numbers) for numbers in given]

@@ -1,4 +1,4 @@
-"""Writing a checkpoint of ours as the published code would."""
+"""Writing a checkpoint of ours as the reference would."""
 
 import itertools
 import pathlib
@@ -10,16 +10,17 @@ import numpy as np
 from jepa_jax.config import Config
 from jepa_jax.errors import UserError
 from jepa_jax.interop.converted import read_source
-from jepa_jax.interop.official import Progress, count_bytes, in_order, parameter_groups, tensors_of
-from jepa_jax.interop.tensors import fetch_tensors
+from jepa_jax.interop.official import count_bytes, in_order, parameter_groups, tensors_of
+from jepa_jax.interop.tensors import OnBytes, fetch_tensors
 from jepa_jax.interop.torch_file import import_torch
 from jepa_jax.models.positions import sincos_positions
 from jepa_jax.models.transformer import LAYER_NORM_EPS
-from jepa_jax.objectives.ijepa import make_objective
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
-from jepa_jax.training.ema import replace_target
+from jepa_jax.training.items import read_arrays, read_item
 from jepa_jax.training.optimizer import make_optimizer
 from jepa_jax.training.schedules import make_schedules
+from jepa_jax.training.state import state_creator
 
 # What the published loop's AdamW has in each parameter group besides what is set below.
 _ADAMW_OPTIONS = {
@@ -41,16 +42,16 @@ def official_bytes(folder: pathlib.Path) -> int:
 
 
 def write_official(
-    folder: pathlib.Path, path: pathlib.Path, *, epoch: int | None, progress: Progress
+    folder: pathlib.Path, path: pathlib.Path, *, epoch: int | None, progress: OnBytes
 ) -> list[str]:
     """Writes the networks of a checkpoint, and its optimizer where it has one.
 
     Args:
       folder: of one checkpoint.
       path: the file to write.
-      epoch: how many were completed, which is where the published code goes on; None: what the
+      epoch: how many were completed, which is where the reference goes on; None: what the
         checkpoint came with, or else 0.
-      progress: is told of bytes as they are converted.
+      progress: is called with the number of bytes, as they are converted.
 
     Returns:
       The networks in it.
@@ -64,7 +65,7 @@ def write_official(
         if getattr(config.model, name) != value:
             raise UserError(
                 f"checkpoint {folder}: config.model.{name} = {getattr(config.model, name)}; the "
-                f"published code knows only {value}"
+                f"reference knows only {value}"
             )
     params = jax.eval_shape(make_objective(config).init, jax.random.key(0))
     tables = _position_tables(folder, source, config)
@@ -73,7 +74,7 @@ def write_official(
         tensors, positions = tensors_of(config, network)
         table = tables.get(network, sincos_positions(config.grid, positions.shape[2]))
         fetched = {positions.name: torch.from_numpy(table[None].copy())}
-        arrays = checkpoint.read_arrays(folder / item, like, under=under)
+        arrays = read_arrays(folder / item, like, under=under)
         for tensor, array in fetch_tensors(arrays, tensors):
             fetched[tensor.name] = torch.from_numpy(array)
             progress(array.nbytes)
@@ -89,7 +90,7 @@ def write_official(
             content[network] = state_dict(network, network, params["encoder"], ())
     networks = list(content)
     if (folder / "optimizer_state").is_dir():
-        content["opt"] = _optimizer(folder, config, source, params, progress)
+        content["opt"] = _optimizer(folder, config, source, progress)
     defaults = {
         "scaler": None,
         "epoch": 0,
@@ -113,25 +114,25 @@ def _position_tables(
         return {}
     shapes = {name: tensors_of(config, name)[1].shape[1:] for name in source["positions"]}
     like = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
-    return jax.device_get(checkpoint.read_item(folder / "positions", like))
+    return jax.device_get(read_item(folder / "positions", like))
 
 
 def _optimizer(
-    folder: pathlib.Path, config: Config, source: dict[str, Any], params: Any, progress: Progress
+    folder: pathlib.Path, config: Config, source: dict[str, Any], progress: OnBytes
 ) -> dict[str, Any]:
     """The state dict of the published AdamW.
 
     Its learning rates and weight decays are those that the file came with, or the configuration's:
-    the published code sets both anew at each step.
+    the reference sets both anew at each step.
     """
     torch, objective = import_torch(), make_objective(config)
     schedules = make_schedules(config, steps_per_epoch=1)  # only their names matter here
-    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-    state = replace_target(jax.eval_shape(optimizer.init, params), ())
-    like = {"step": jax.ShapeDtypeStruct((), np.int32), "state": state}
+    optimizer = make_optimizer(config.optimizer, schedules)
+    state = jax.eval_shape(state_creator(objective, optimizer, horizon=1.0, seed=0))
+    like = checkpoint.expected_items(folder, state, objective)["optimizer_state"]
     tensors = {name: tensors_of(config, name)[0] for name in ("encoder", "predictor")}
     step, moments = 0, {}
-    for path, array in checkpoint.read_arrays(folder / "optimizer_state", like):
+    for path, array in read_arrays(folder / "optimizer_state", like):
         if path == ("step",):
             step = int(array)
         for field, name in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
@@ -145,7 +146,7 @@ def _optimizer(
     for i, group in enumerate(parameter_groups(config)):
         group_numbers = [next(numbers) for _ in group]
         excluded = i >= 2
-        options = {"WD_exclude": True, "weight_decay": 0} if excluded else {}
+        options: dict[str, Any] = {"WD_exclude": True, "weight_decay": 0} if excluded else {}
         options |= {"lr": adam.lr, "betas": (adam.b1, adam.b2), "eps": adam.eps, **_ADAMW_OPTIONS}
         options = {"weight_decay": adam.weight_decay} | options
         if "param_groups" in source:

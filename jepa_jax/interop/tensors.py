@@ -11,6 +11,8 @@ from jepa_jax.errors import UserError
 from jepa_jax.interop.converted import LazyArray
 from jepa_jax.interop.names import Tensor
 
+OnBytes = Callable[[int], None]  # called with the number of bytes, as they are converted
+
 
 class TensorSource(NamedTuple):
     """The tensors of one network in a file.
@@ -69,23 +71,23 @@ def read_network(
     source: TensorSource,
     tensors: Iterable[Tensor],
     initial: Mapping[tuple[str, ...], Any],
-    progress: Callable[[int], None],
+    progress: OnBytes,
 ) -> dict[str, Any]:
     """Our parameters (or moments) of a network, as `LazyArray`s.
 
     Reading one raises a `UserError` where a number is not finite.
 
     Args:
-      initial: path -> what our array starts from: an array, or just its shape where the file has
-        all of it.
-      progress: is told of bytes as they are read.
+      initial: path -> what our array starts from: an array, or just its shape: zeros.
+      progress: is called with the number of bytes, as they are read.
     """
     # Those of another shape were reported by check_names.
     fitting = [t for t in tensors if tuple(source.shapes.get(t.name, ())) == t.shape]
 
     def read(path: tuple[str, ...]) -> np.ndarray:
         start = initial[path]
-        array = np.array(start) if hasattr(start, "__array__") else np.empty(start.shape, "f4")
+        # Zeros where the file has nothing: the moments of an optimizer before its first step.
+        array = np.array(start) if hasattr(start, "__array__") else np.zeros(start.shape, "f4")
         for tensor in fitting:
             if tensor.path == path:
                 theirs = source.read(tensor.name)

@@ -25,11 +25,11 @@ def import_torch() -> Any:
     """
     try:
         import torch
-    except ImportError:
+    except ImportError as error:
         raise UserError(
             "PyTorch reads and writes this format, and is not installed: "
             "pip install -r requirements-interop.txt"
-        ) from None
+        ) from error
     version = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
     if version < (2, 10):
         raise UserError(
@@ -65,7 +65,7 @@ def check_archive(path: pathlib.Path) -> None:
         raise UserError(
             f"{path}: not a whole file of torch.save ({reason}); if it is of PyTorch before 1.6, "
             "save it again with a newer one"
-        ) from None
+        ) from error
     if not plain:
         raise UserError(f"{path}: a zip archive, but not one that torch.save writes")
     if damaged:
@@ -89,9 +89,9 @@ def load(path: pathlib.Path) -> dict[Any, Any]:
                 f"{path}: holds more than tensors and plain values"
                 f"{f' ({wanted[1]})' if wanted else ''}, and reading that could run any code; "
                 "save the state dicts alone"
-            ) from None
+            ) from error
         reason = text.split("\n")[0][:200] or type(error).__name__
-        raise UserError(f"{path}: PyTorch can't read it: {reason}") from None
+        raise UserError(f"{path}: PyTorch can't read it: {reason}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dictionary of networks")
     return content

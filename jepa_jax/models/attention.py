@@ -2,16 +2,18 @@
 
 import functools
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 log = logging.getLogger(__name__)
 
+Implementation = Literal["xla", "cudnn"]  # of `jax.nn.dot_product_attention`
 
-def choose_attention(asked: str, dtype: Any, head_dim: int) -> str:
-    """The implementation for `jax.nn.dot_product_attention`: "xla" or "cudnn".
+
+def choose_attention(asked: str, dtype: Any, head_dim: int) -> Implementation:
+    """The implementation of attention that runs.
 
     cuDNN's fused attention never writes the scores to memory. It exists for half precision on
     NVIDIA GPUs, for head dimensions that are multiples of 8 up to 128. Whether this machine's

@@ -19,7 +19,7 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> np.ndarray:
     Returns:
       float32 [rows * columns, dim].
     """
-    # As the published code rounds, so that its checkpoints hold this table bit for bit.
+    # As the reference rounds, so that its checkpoints hold this table bit for bit.
     frequencies = 1.0 / 10000.0 ** (np.arange(dim // 4) / (dim / 4.0))  # [dim / 4]
     row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
 

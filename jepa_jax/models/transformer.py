@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import PartitionSpec as P
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
+
+from jepa_jax.models.attention import Implementation
 
 # Of all kernels, as published. The published normal is cut at an absolute +-2, which is 100
 # standard deviations: no draw is ever cut.
@@ -25,19 +27,19 @@ _REMAT_POLICIES = {
 }
 
 
-# Examples are divided over these axes of the mesh, in every array of activations.
+# Examples are sharded over these axes of the mesh, in every array of activations.
 BATCH_AXES = ("data", "fsdp")
 
 
-def divide(x: Array, *axes: Any) -> Array:
-    """Tells the compiler which axes of the mesh divide which dimensions of an activation.
+def shard(x: Array, *axes: Any) -> Array:
+    """Tells the compiler over which axes of the mesh the dimensions of an activation are sharded.
 
     Without a mesh it does nothing. Left to itself, the compiler may choose to keep a layer's
-    parameters divided and to move activations instead, which are far larger.
+    parameters sharded and to move activations instead, which are far larger.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES, *axes))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *axes))
 
 
 def layer_norm(dtype: Any, epsilon: float, name: str) -> nn.LayerNorm:
@@ -81,7 +83,9 @@ class QKV(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "B N D"], select: Select | None
-    ) -> tuple[Float[Array, "B Q H d"], Float[Array, "B N H d"], Float[Array, "B N H d"]]:
+    ) -> tuple[
+        Float[Array, "B Q heads d"], Float[Array, "B N heads d"], Float[Array, "B N heads d"]
+    ]:
         dim = x.shape[-1]
         shape = (3, self.num_heads, dim // self.num_heads)
         kernel = self.param("kernel", nn.initializers.normal(self.init_std), (dim, *shape))
@@ -89,8 +93,8 @@ class QKV(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
 
         def project(x: Array, parts: slice) -> list[Array]:
-            y = jnp.einsum("bnd,dphk->bnphk", x, kernel[:, parts]) + bias[parts]
-            y = divide(y, None, None, "tensor")  # [B, n, parts, heads, head_dim]
+            y = jnp.einsum("bnd,dphk->bnphk", x, kernel[:, parts]) + bias[None, None, parts]
+            y = shard(y, None, None, "tensor")  # [B, n, parts, heads, head_dim]
             return [y[:, :, part] for part in range(y.shape[2])]
 
         if select is None:
@@ -106,7 +110,7 @@ class Attention(nn.Module):
     num_heads: int
     dtype: Any
     init_std: float
-    attention: str
+    attention: Implementation
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], select: Select | None) -> Float[Array, "B Q D"]:
@@ -134,7 +138,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         dim, kernel_init = x.shape[-1], nn.initializers.normal(self.init_std)
         x = nn.Dense(self.hidden_dim, dtype=self.dtype, kernel_init=kernel_init, name="fc1")(x)
-        x = gelu(divide(x, None, "tensor"))
+        x = gelu(shard(x, None, "tensor"))
         return nn.Dense(dim, dtype=self.dtype, kernel_init=kernel_init, name="fc2")(x)
 
 
@@ -146,7 +150,7 @@ class Block(nn.Module):
     dtype: Any
     init_std: float
     stochastic: bool  # draw which branches to drop; needs the random stream "drop_path"
-    attention: str = "xla"
+    attention: Implementation = "xla"
     layer_norm_eps: float = LAYER_NORM_EPS
 
     def drop_path(
@@ -162,13 +166,13 @@ class Block(nn.Module):
         self, x: Float[Array, "B N D"], rate: Float[Array, ""], select: Select | None = None
     ) -> Float[Array, "B Q D"]:
         """The block's output of the selected tokens, which attend to all; of all tokens if None."""
-        dim, x = x.shape[-1], divide(x)
+        dim, x = x.shape[-1], shard(x)
         y = layer_norm(self.dtype, self.layer_norm_eps, "norm1")(x)
         attention = Attention(
             self.num_heads, self.dtype, self.init_std, self.attention, name="attention"
         )
         y = attention(y, select)
-        x = (x if select is None else divide(select(x))) + self.drop_path(y, rate)
+        x = (x if select is None else shard(select(x))) + self.drop_path(y, rate)
         y = layer_norm(self.dtype, self.layer_norm_eps, "norm2")(x)
         y = Mlp(int(dim * self.mlp_ratio), self.dtype, self.init_std, name="mlp")(y)
         return x + self.drop_path(y, rate)
@@ -182,7 +186,7 @@ class Transformer(nn.Module):
     the same, and only compile time and fusion differ.
 
     `dtype` is that of the matrix products. What runs past the branches, and is added to by them,
-    stays float32, as in the published code's mixed precision: in bfloat16 small branches would be
+    stays float32, as in the reference's mixed precision: in bfloat16 small branches would be
     rounded away. The output is float32.
     """
 
@@ -194,7 +198,7 @@ class Transformer(nn.Module):
     remat: str = "none"
     scan_layers: bool = True
     init_std: float = INIT_STD
-    attention: str = "xla"  # or "cudnn"; see `choose_attention`
+    attention: Implementation = "xla"  # or "cudnn"; see `choose_attention`
     layer_norm_eps: float = LAYER_NORM_EPS
 
     @nn.compact
@@ -240,7 +244,8 @@ class Transformer(nn.Module):
         def run(x: Array, layer: Any, select: Select | None) -> Array:
             params, rate, key = layer
             rngs = {"drop_path": key} if stochastic else None
-            return block.apply({"params": params}, x, rate, select, rngs=rngs)
+            y: Any = block.apply({"params": params}, x, rate, select, rngs=rngs)
+            return y
 
         def recompute(in_loop: bool) -> Callable[..., Array]:
             if self.remat == "none":
@@ -267,12 +272,12 @@ class Transformer(nn.Module):
             outputs = []
             for first, end in itertools.pairwise([0, *(layer + 1 for layer in layers)]):
                 x = loop(x, first, end)
-                outputs.append(norm(divide(x)))
+                outputs.append(norm(shard(x)))
             return jnp.stack(outputs)
         x = loop(x, 0, self.depth if select is None else self.depth - 1)
         if select is not None:
             x = recompute(in_loop=False)(x, jax.tree.map(lambda leaf: leaf[-1], stack), select)
-        return norm(divide(x))
+        return norm(shard(x))
 
 
 def rescale_by_depth(params: dict[str, Any]) -> dict[str, Any]:

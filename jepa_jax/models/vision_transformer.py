@@ -3,18 +3,19 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jepa_jax.config import Config
-from jepa_jax.models.attention import choose_attention
+from jepa_jax.models.attention import Implementation, choose_attention
 from jepa_jax.models.patches import gather_tokens, patchify
 from jepa_jax.models.positions import interpolate_positions, sincos_positions
 from jepa_jax.models.transformer import INIT_STD, LAYER_NORM_EPS, Transformer
 
 
 class VisionTransformer(nn.Module):
-    """Vision transformer without class token (Assran et al., 2023).
+    """Vision transformer (Dosovitskiy et al., 2021), by default without class token.
 
     Its positions are the fixed sine-cosine table, or start as that and are learned.
     """
@@ -30,8 +31,9 @@ class VisionTransformer(nn.Module):
     remat: str = "none"
     scan_layers: bool = True
     init_std: float = INIT_STD
-    attention: str = "xla"
+    attention: Implementation = "xla"
     positions: str = "sincos"  # or "learned"
+    class_token: bool = False  # has no position
     layer_norm_eps: float = LAYER_NORM_EPS
 
     @nn.compact
@@ -42,7 +44,8 @@ class VisionTransformer(nn.Module):
         *,
         deterministic: bool = True,
         layers: tuple[int, ...] | None = None,
-    ) -> Float[Array, "B K D"] | Float[Array, "L B K D"]:
+        with_class_token: bool = False,
+    ) -> Float[Array, "B T D"] | Float[Array, "L B T D"]:
         """Encodes the patches at `index` (all if None), which attend to each other alone.
 
         Args:
@@ -52,13 +55,15 @@ class VisionTransformer(nn.Module):
           deterministic: no stochastic depth; otherwise the stream "drop_path" is needed.
           layers: the blocks whose outputs are wanted, ascending, counted from 0; they come stacked
             (the last block's alone if None).
+          with_class_token: put the class token before the patches' tokens: [B, 1 + K, D].
 
         Returns:
           Tokens after the last LayerNorm, float32.
         """
-        table = sincos_positions(self.grid, self.embed_dim)
+        fixed = sincos_positions(self.grid, self.embed_dim)
+        table: np.ndarray | Array = fixed
         if self.positions == "learned":
-            table = self.param("pos_embed", lambda _: jnp.asarray(table))
+            table = self.param("pos_embed", lambda _: jnp.asarray(fixed))
         positions = interpolate_positions(
             table,
             self.grid,
@@ -69,6 +74,8 @@ class VisionTransformer(nn.Module):
             # Pixels need no gradient, so gathering them first leaves no scatter to the backward.
             patches = gather_tokens(patches, index)  # [B, K, p * p * C]
             positions = positions[index]  # [B, K, D]
+        else:
+            positions = positions[None]  # [1, N, D]
         x = nn.Dense(
             self.embed_dim,
             dtype=self.dtype,
@@ -76,7 +83,12 @@ class VisionTransformer(nn.Module):
             name="patch_embed",
         )(patches)
         x = x + positions  # [B, K, D], float32 from here on
-        return Transformer(
+        if self.class_token:
+            normal = nn.initializers.normal(self.init_std)
+            token = self.param("cls_token", normal, (self.embed_dim,))
+            token = jnp.broadcast_to(token, (x.shape[0], 1, self.embed_dim))
+            x = jnp.concatenate([token, x], axis=1)  # [B, 1 + K, D]
+        x = Transformer(
             depth=self.depth,
             num_heads=self.num_heads,
             mlp_ratio=self.mlp_ratio,
@@ -89,11 +101,12 @@ class VisionTransformer(nn.Module):
             layer_norm_eps=self.layer_norm_eps,
             name="transformer",
         )(x, deterministic=deterministic, layers=layers)
+        return x[..., 1:, :] if self.class_token and not with_class_token else x
 
 
 def make_encoder(config: Config) -> VisionTransformer:
     """The encoder that a run's configuration describes."""
-    model = config.model
+    model, compute = config.model, config.compute
     return VisionTransformer(
         grid=config.grid,
         patch_size=model.patch_size,
@@ -102,13 +115,14 @@ def make_encoder(config: Config) -> VisionTransformer:
         num_heads=model.num_heads,
         mlp_ratio=model.mlp_ratio,
         drop_path_rate=model.drop_path_rate,
-        dtype=jnp.dtype(model.dtype),
-        remat=model.remat,
-        scan_layers=model.scan_layers,
+        dtype=jnp.dtype(compute.dtype),
+        remat=compute.remat,
+        scan_layers=compute.scan_layers,
         init_std=config.init.std,
         attention=choose_attention(
-            model.attention, model.dtype, model.embed_dim // model.num_heads
+            compute.attention, compute.dtype, model.embed_dim // model.num_heads
         ),
         positions=model.positions,
+        class_token=model.class_token,
         layer_norm_eps=model.layer_norm_eps,
     )

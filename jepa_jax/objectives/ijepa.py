@@ -2,23 +2,33 @@
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jepa_jax.config import Config
+from jepa_jax.batch.masks import MultiBlock
+from jepa_jax.batch.spec import BatchSpec, Shapes, image_view
+from jepa_jax.config import Config, EmaConfig, IJepaConfig
+from jepa_jax.models.flops import encoder_flops, predictor_flops
 from jepa_jax.models.patches import gather_tokens
 from jepa_jax.models.predictor import make_predictor
 from jepa_jax.models.transformer import rescale_by_depth
 from jepa_jax.models.vision_transformer import make_encoder
-from jepa_jax.objectives.objective import Objective
+from jepa_jax.objectives.ema import follow_parameters
+from jepa_jax.objectives.objective import Clock, Objective
 
 TARGET_LAYER_NORM_EPS = 1e-5
 
 
-def make_objective(config: Config) -> Objective:
-    """The objective of a run's configuration. Parameters: {"encoder": ..., "predictor": ...}."""
-    encoder, predictor = make_encoder(config), make_predictor(config)
+def make(config: Config, settings: IJepaConfig) -> Objective:
+    """The objective. Parameters: {"encoder": ..., "predictor": ...}; state: `EmaState`."""
+    encoder = make_encoder(config)
+    predictor = make_predictor(config, settings.predictor, output_dim=config.model.embed_dim)
+    needs = BatchSpec(
+        views=(image_view("image", config.data),),
+        masks=MultiBlock(settings.masks, config.grid),
+    )
 
     def init(key: Array) -> dict[str, Any]:
         encoder_key, predictor_key = jax.random.split(key)
@@ -34,27 +44,67 @@ def make_objective(config: Config) -> Objective:
                 network["transformer"] = rescale_by_depth(network["transformer"])
         return params
 
-    def loss(params: dict[str, Any], target: Any, batch: dict[str, Array], key: Array) -> Array:
-        targets = target_tokens(encoder.apply({"params": target}, batch["image"]))  # [B, N, D]
+    def loss(
+        params: dict[str, Any], state: Any, batch: dict[str, Array], key: Array, clock: Clock
+    ) -> tuple[Array, dict[str, Any]]:
+        tokens: Any = encoder.apply({"params": state.target}, batch["image"])  # [B, N, D]
+        targets = target_tokens(tokens)
         targets = jax.lax.stop_gradient(gather_blocks(targets, batch["target_index"]))
-        context = encoder.apply(
+        context: Any = encoder.apply(
             {"params": params["encoder"]},
             batch["image"],
             batch["context_index"],
             deterministic=False,
             rngs={"drop_path": key},
         )  # [B, K, D]
-        predictions = predictor.apply(
+        predictions: Any = predictor.apply(
             {"params": params["predictor"]}, context, batch["context_index"], batch["target_index"]
         )  # [B, M, T, D]
-        return prediction_loss(predictions, targets, config.objective.loss)
+        momentum = momentum_at(settings.ema, clock.step, clock.horizon)
+        value = prediction_loss(predictions, targets, settings.loss)
+        return value, {"metrics": {"momentum": momentum}}
 
-    def encode(target: Any, images: Array) -> Array:
-        return encoder.apply({"params": target}, images)
+    def encode(weights: Any, images: Array) -> Any:
+        return encoder.apply({"params": weights}, images)
+
+    def flops(shapes: Shapes) -> dict[str, float]:
+        _, K = shapes["context_index"].shape
+        _, M, T = shapes["target_index"].shape
+        N = config.grid[0] * config.grid[1]
+        return {
+            "target": encoder_flops(config.model, N, backward=False),
+            "context": encoder_flops(config.model, K, backward=True),
+            "predictor": predictor_flops(
+                width=settings.predictor.embed_dim,
+                depth=settings.predictor.depth,
+                outer=config.model.embed_dim,
+                output=config.model.embed_dim,
+                context=K,
+                targets=T,
+                blocks=M,
+            ),
+        }
 
     return Objective(
-        init=init, loss=loss, target_of=lambda params: params["encoder"], encode=encode
+        needs=needs,
+        init=init,
+        loss=loss,
+        state=lambda horizon: follow_parameters(
+            lambda step: momentum_at(settings.ema, step, horizon), lambda params: params["encoder"]
+        ),
+        encoders={
+            "target_encoder": ("objective_state", "target"),
+            "encoder": ("params", "encoder"),
+        },
+        encode=encode,
+        flops=flops,
     )
+
+
+def momentum_at(ema: EmaConfig, step: Array | int, horizon: float) -> Array:
+    """Of the moving average: a straight line from step 0 to the horizon."""
+    share = jnp.minimum(step / horizon, 1.0)
+    return ema.start_momentum + (ema.final_momentum - ema.start_momentum) * share
 
 
 def target_tokens(tokens: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
@@ -79,6 +129,7 @@ def prediction_loss(
       kind: "l2", the squared difference (section 3); or "smooth_l1" with beta = 1, with which the
         published weights were trained: half the square below 1, the absolute value less 1/2 above.
     """
+    chex.assert_equal_shape((predictions, targets))  # or they would broadcast
     difference = predictions.astype(jnp.float32) - targets
     square = jnp.square(difference)
     if kind == "l2":

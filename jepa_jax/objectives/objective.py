@@ -1,27 +1,93 @@
-"""What the training step, the checkpoints and the probes know of an objective."""
+"""What training, planning, checkpoints and probes know of an objective."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import optax
 from jaxtyping import Array, Float
+
+from jepa_jax.batch.spec import BatchSpec, Shapes
 
 Params = Any  # a tree of float32 arrays
 Batch = dict[str, Array]
+NEVER = 2**31 - 1  # in `Objective.trains`: of parameters that stay as they are
+
+
+class Clock(NamedTuple):
+    """The time of a run, for what changes along it: temperatures, ramps, momentum."""
+
+    step: Array | int  # optimizer steps taken before this one
+    horizon: float  # of the schedules, in steps
 
 
 class Objective(NamedTuple):
     """A training objective as pure functions.
 
     Attributes:
+      needs: what a batch must hold.
       init: random key -> parameters.
-      loss: (parameters, target parameters, batch, random key) -> scalar float32. The gradient is
-        taken with respect to the first argument alone.
-      target_of: the part of the parameters that the moving average follows. The average is the
-        `target parameters` of `loss`, and what is probed.
-      encode: (target parameters, images [B, H, W, 3]) -> tokens float32 [B, N, D].
+      loss: (parameters, objective's state, batch, random key, clock) -> (scalar float32, out). The
+        gradient is taken with respect to the first argument alone. `out["metrics"]`, scalars by
+        name, is logged; all of `out` reaches the update of the state.
+      state: horizon in steps -> the transformation whose state is what no gradient trains: a moving
+        average, a queue, nothing. `update(updates, state, params, out=out)` is called with the
+        final updates of a step, and the parameters before them.
+      encoders: name -> path in the `TrainState`, as ("params", "encoder"). The first is probed.
+      encode: (weights of one encoder, images [B, H, W, C]) -> tokens float32 [B, N, D].
+      flops: shapes of a batch -> floating-point operations per example, by part.
+      trains: parameters -> a tree like them of the first steps at which they are trained (`NEVER`
+        for those that are not); None: all, from the start.
+      mean_over_examples: whether the loss is the mean of a function of single examples. If not
+        (batch statistics, negatives), gradients of micro-batches can't be accumulated.
     """
 
+    needs: BatchSpec
     init: Callable[[Array], Params]
-    loss: Callable[[Params, Params, Batch, Array], Float[Array, ""]]
-    target_of: Callable[[Params], Params]
+    loss: Callable[[Params, Any, Batch, Array, Clock], tuple[Float[Array, ""], dict[str, Any]]]
+    state: Callable[[float], optax.GradientTransformation]
+    encoders: Mapping[str, tuple[str, ...]]
     encode: Callable[[Params, Array], Float[Array, "B N D"]]
+    flops: Callable[[Shapes], dict[str, float]]
+    trains: Callable[[Params], Any] | None = None
+    mean_over_examples: bool = True
+
+
+def no_state(horizon: float) -> optax.GradientTransformation:
+    """The `state` of an objective that has none."""
+    del horizon
+    return optax.identity()
+
+
+def initial_encoder(objective: Objective, seed: int, name: str | None = None) -> Params:
+    """An encoder's weights before the first step of a run.
+
+    Args:
+      name: in `objective.encoders`; None: the first.
+    """
+    name = name or next(iter(objective.encoders))
+
+    def initial() -> Params:
+        params = objective.init(jax.random.key(seed))
+        state = objective.state(1.0).init(params)
+        return at_path({"params": params, "objective_state": state}, objective.encoders[name])
+
+    return jax.jit(initial)()
+
+
+def at_path(tree: Any, path: tuple[str, ...]) -> Any:
+    """What lies at a path of keys and field names."""
+    for name in path:
+        tree = tree[name] if isinstance(tree, Mapping) else getattr(tree, name)
+    return tree
+
+
+def replace_at_path(tree: Any, path: tuple[str, ...], value: Any) -> Any:
+    """The same tree with something else at a path of keys and field names."""
+    if not path:
+        return value
+    name, *rest = path
+    inner = replace_at_path(at_path(tree, (name,)), tuple(rest), value)
+    if isinstance(tree, Mapping):
+        return {**tree, name: inner}
+    return tree._replace(**{name: inner})

@@ -40,7 +40,7 @@ def use_compilation_cache() -> pathlib.Path | None:
 
 
 def compile_ahead(
-    step: Callable[..., Any], state: Any, shapes: list[dict[str, jax.ShapeDtypeStruct]]
+    step: Any, state: Any, shapes: list[dict[str, jax.ShapeDtypeStruct]]
 ) -> list[futures.Future]:
     """Starts to compile a jitted step for each shape of batch, in their order, in the background.
 

@@ -10,12 +10,12 @@ from jax.sharding import Mesh
 
 
 def parameter_table(params: Any, mesh: Mesh) -> str:
-    """A line for each array: path, shape, axes of the mesh that divide it, share of a device.
+    """A line for each array: path, shape, axes of the mesh that shard it, numbers per device.
 
     Args:
       params: arrays, or their shapes, with shardings.
     """
-    rows = [("parameter", "shape", "divided over", "numbers", "on a device")]
+    rows = [("parameter", "shape", "sharded over", "numbers", "per device")]
     total = here = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         share = math.prod(leaf.sharding.shard_shape(leaf.shape))

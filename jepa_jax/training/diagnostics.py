@@ -13,15 +13,15 @@ from jepa_jax.training.sharding import replicated, traced_on
 
 
 def make_diagnostics(objective: Objective, mesh: Mesh) -> Callable[[Any, Array], dict[str, Array]]:
-    """Jitted (target parameters, images [B, H, W, 3]) -> scalars, of average-pooled features.
+    """Jitted (weights of an encoder, images [B, H, W, 3]) -> scalars, of average-pooled features.
 
     effective_rank: RankMe; at most the smaller of B and the features' width.
     feature_std: standard deviation of a feature between images, averaged over the features.
     feature_cosine: mean cosine between the features of two different images.
     """
 
-    def diagnose(target: Any, images: Array) -> dict[str, Array]:
-        features = jnp.mean(objective.encode(target, images), axis=1)  # [B, D]
+    def diagnose(weights: Any, images: Array) -> dict[str, Array]:
+        features = jnp.mean(objective.encode(weights, images), axis=1)  # [B, D]
         return {
             "effective_rank": effective_rank(features),
             "feature_std": jnp.mean(jnp.std(features, axis=0)),

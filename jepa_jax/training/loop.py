@@ -12,24 +12,22 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jepa_jax.batch.spec import Shapes, Stream, first_view
 from jepa_jax.config import Config
-from jepa_jax.data.masks import check_feasible
-from jepa_jax.data.pipeline import batch_shapes, mask_sampler, steps_per_epoch, train_batches
-from jepa_jax.data.sources import Source
 from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
-from jepa_jax.objectives.objective import Objective
+from jepa_jax.objectives.objective import Objective, at_path
 from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import compile_ahead
 from jepa_jax.training.debugging import describe_nan, parameter_table, write_programs
 from jepa_jax.training.diagnostics import make_diagnostics
-from jepa_jax.training.ema import get_target
 from jepa_jax.training.metrics import MetricsWriter
-from jepa_jax.training.optimizer import make_optimizer
 from jepa_jax.training.preemption import notice_signals
 from jepa_jax.training.progress import Progress
-from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.sharding import batch_sharding, check_divisible, local_rows, make_mesh
-from jepa_jax.training.step import abstract_state, create_state, make_train_step
+from jepa_jax.training.resume import check_resumable
+from jepa_jax.training.setup import Setup, set_up
+from jepa_jax.training.sharding import batch_sharding, local_rows
+from jepa_jax.training.state import TrainState
+from jepa_jax.training.step import TrainStep
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +41,16 @@ def train(
     workdir: pathlib.Path,
     *,
     objective: Objective,
-    source: Source,
+    stream: Stream,
     knn_accuracy: Callable[[Any], float] | None = None,
 ) -> dict[str, Any]:
     """Trains to the end of the last epoch, from the newest checkpoint in `workdir` if there is one.
 
     Args:
       workdir: receives `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
-      source: the training images.
-      knn_accuracy: target parameters -> accuracy; called every `logging.knn_every_steps` steps.
+      stream: the training batches.
+      knn_accuracy: weights of the first encoder -> accuracy; called every
+        `logging.knn_every_steps` steps.
 
     Returns:
       step: steps taken; loss: of the last one, None if none was left to take.
@@ -62,57 +61,21 @@ def train(
       StoppedRunError: the loss was not finite, or an image could not be read.
       PreemptedError: SIGTERM or SIGINT came; the state has been saved.
     """
-    # What there is to do.
-    epoch_steps = steps_per_epoch(config, source.num_examples)
-    end_step = config.epochs * epoch_steps
-    mesh = make_mesh(config.mesh)
-    check_divisible(config, mesh)
-    enough = check_feasible(mask_sampler(config))
-    log.info("masks: %.1f%% of the draws leave enough context; the rest are redrawn", 100 * enough)
-    schedules = make_schedules(config, epoch_steps)
-    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-
-    # Where to start.
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir}: can't write there: {error.strerror}") from None
-    start_step = checkpoint.latest_step(workdir)
-    if start_step is not None:
-        folder = checkpoint.find(workdir)
-        for name, (saved, now) in checkpoint.check_resumable(folder, config).items():
-            log.warning("config.%s was %s and is %s from here on", name, saved, now)
-        state = checkpoint.restore(folder, abstract_state(objective, optimizer, mesh=mesh))
-        log.info("resumed from %s", folder)
-    else:
-        start_step = 0
-        state = create_state(objective, optimizer, seed=config.seed, mesh=mesh)
+    end_step = config.epochs * stream.steps_per_epoch
+    setup = set_up(
+        config,
+        objective,
+        steps_per_epoch=stream.steps_per_epoch,
+        donate=not config.debug,  # a NaN is searched for in the state before the step
+    )
+    state, start_step = _start(config, workdir, objective, setup)
     if start_step >= end_step:
         log.info("nothing to do: %d of %d steps are taken", start_step, end_step)
         return {"step": start_step, "loss": None}
 
-    if config.debug:
-        log.info("%s", parameter_table(state.params, mesh))
-    # All shapes are known, so that none is met unprepared.
-    train_step = make_train_step(
-        objective,
-        optimizer,
-        schedules,
-        state,
-        seed=config.seed,
-        accumulation_steps=config.optimizer.accumulation_steps,
-        mesh=mesh,
-        donate=not config.debug,  # what is gone can't be looked at
-    )
-    shapes = batch_shapes(config, step=start_step)
-    if config.profile.hlo:
-        write_programs(workdir / "hlo", train_step, state, shapes)
-    like = abstract_state(objective, optimizer, mesh=mesh)
-    # To debug, compiled at its first call: JAX can take it apart then to find where a NaN arises.
-    compiled = [] if config.debug else compile_ahead(train_step, like, shapes)
-    step_for = dict(zip(map(_shape_key, shapes), compiled, strict=False))
-    diagnose = make_diagnostics(objective, mesh)
-
+    step_for = _compile(config, workdir, setup, state, stream, start_step)
+    diagnose = make_diagnostics(objective, setup.mesh)
+    encoder = next(iter(objective.encoders.values()))
     manager = checkpoint.make_manager(workdir, config)
     first = jax.process_index() == 0  # the process that speaks and writes for all
     writer = MetricsWriter(workdir, start_step=start_step) if first else None
@@ -121,7 +84,7 @@ def train(
     )
     # Steps whose numbers are not fetched yet: (step, metrics, whether they are written).
     pending: collections.deque[tuple[int, dict[str, jax.Array], bool]] = collections.deque()
-    fallbacks, loss = 0, math.nan
+    counts, loss = collections.Counter[str](), math.nan
 
     def settle(keep: int) -> None:
         """Fetches the numbers of all steps but the newest `keep`; writes those that are due."""
@@ -139,29 +102,24 @@ def train(
 
     def save(step: int) -> None:
         settle(keep=0)  # only a state that came from finite numbers is worth keeping
-        checkpoint.save(manager, state, config)
+        checkpoint.save(manager, state, config, objective)
         log.info("saving checkpoint %d", step)
 
-    trace_from, trace_to = config.profile.steps
+    trace_from, trace_to = config.profile.steps or (0, 0)
     trace_to = min(trace_to, end_step) if trace_from > start_step else 0
     with notice_signals() as interrupted, jax.debug_nans(config.debug):
         try:
-            batches = train_batches(
-                config,
-                source,
-                # To debug, the first batch alone: a model that works can learn it by heart.
-                start_step=0 if config.debug else start_step,
-                end_step=1 if config.debug else end_step,
-                rows=local_rows(mesh, config.batch_size),
-            )
-            if config.debug:
-                batches = itertools.repeat(next(batches), end_step - start_step)
-            arrays = _to_devices(batches, mesh, config.batch_size)
-            for step, (fallback, batch) in enumerate(arrays, start=start_step + 1):
+            rows = local_rows(setup.mesh, config.batch_size)
+            if config.debug:  # the first batch alone: a model that works can overfit it
+                one = next(stream.batches(0, 1, rows))
+                batches: Iterator[Any] = itertools.repeat(one, end_step - start_step)
+            else:
+                batches = stream.batches(start_step, end_step, rows)
+            arrays = _to_devices(batches, stream, setup.mesh, config.batch_size)
+            for step, (counted, batch) in enumerate(arrays, start=start_step + 1):
                 if step == trace_from:
                     jax.profiler.start_trace(workdir / "profile", create_perfetto_trace=first)
-                step_now = train_step if config.debug else step_for[_shape_key(batch)].result()
-                state, metrics = step_now(state, batch)
+                state, metrics = step_for(batch)(state, batch)
                 if step == trace_to:
                     jax.block_until_ready(metrics)
                     jax.profiler.stop_trace()
@@ -169,14 +127,15 @@ def train(
                 written = due(step, config.logging.every_steps) or step == end_step
                 if due(step, config.logging.diagnostics_every_steps):
                     written = True
-                    metrics |= diagnose(get_target(state.optimizer_state), batch["image"])
+                    images = first_view(objective.needs, batch)
+                    metrics |= diagnose(at_path(state, encoder), images)
                 pending.append((step, metrics, written))
                 settle(keep=_STEPS_IN_FLIGHT)
                 progress.advance()
-                fallbacks += fallback
+                counts.update(counted)
                 if due(step, config.logging.knn_every_steps) and knn_accuracy is not None:
                     settle(keep=0)  # which this waits for anyway; and rows stay in order
-                    accuracy = knn_accuracy(get_target(state.optimizer_state))
+                    accuracy = knn_accuracy(at_path(state, encoder))
                     progress.say(f"step {step}: k-NN accuracy {accuracy:.3f}")
                     if writer is not None:
                         writer.write(step, {"knn_accuracy": accuracy})
@@ -189,34 +148,88 @@ def train(
                     )
             save(end_step)
         except FloatingPointError as error:  # from debug_nans
-            raise StoppedRunError(f"step {step}: {describe_nan(error)}") from None
+            raise StoppedRunError(f"step {step}: {describe_nan(error)}") from error
         finally:
-            for waiting in compiled:
-                waiting.cancel()
+            step_for.cancel()
             manager.wait_until_finished()
             manager.close()
             if writer is not None:
                 writer.close()
             progress.close()
-            if fallbacks:
-                log.warning("%d examples had stacked targets: no mask draw fitted", fallbacks)
+            for name, count in counts.items():
+                if count:
+                    log.warning("%d examples: %s", count, stream.counted[name])
     return {"step": end_step, "loss": loss}
 
 
-def due(step: int, period: int) -> bool:
-    """Whether something periodic happens after this step; a period of 0 means never."""
-    return period > 0 and step % period == 0
+def due(step: int, period: int | None) -> bool:
+    """Whether something periodic happens after this step; a period of None means never."""
+    return period is not None and step % period == 0
+
+
+def _start(
+    config: Config, workdir: pathlib.Path, objective: Objective, setup: Setup
+) -> tuple[TrainState, int]:
+    """The state to train from, and the steps that it has taken."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: can't write there: {error.strerror}") from error
+    start_step = checkpoint.latest_step(workdir)
+    if start_step is None:
+        return setup.create(), 0
+    folder = checkpoint.find(workdir)
+    for name, (saved, now) in check_resumable(folder, config).items():
+        log.warning("config.%s was %s and is %s from here on", name, saved, now)
+    state = checkpoint.restore(folder, setup.like, objective)
+    log.info("resumed from %s", folder)
+    return state, start_step
+
+
+class _CompiledSteps:
+    """The step for each shape of batch, compiled in the background; or when it is first called."""
+
+    def __init__(self, step: TrainStep, state: TrainState, shapes: list[Shapes], *, ahead: bool):
+        self._step = step
+        compiled = compile_ahead(step, state, shapes) if ahead else []
+        self._compiled = dict(zip(map(_shape_key, shapes), compiled, strict=False))
+
+    def __call__(self, batch: dict[str, jax.Array]) -> TrainStep:
+        waiting = self._compiled.get(_shape_key(batch))
+        return self._step if waiting is None else waiting.result()
+
+    def cancel(self) -> None:
+        for waiting in self._compiled.values():
+            waiting.cancel()
+
+
+def _compile(
+    config: Config,
+    workdir: pathlib.Path,
+    setup: Setup,
+    state: TrainState,
+    stream: Stream,
+    start_step: int,
+) -> _CompiledSteps:
+    """All shapes are known beforehand, so training never stops to compile a new one."""
+    shapes = [shapes for shapes, _ in stream.variants(start_step)]
+    if config.debug:
+        log.info("%s", parameter_table(state.params, setup.mesh))
+    if config.profile.hlo:
+        write_programs(workdir / "hlo", setup.step, setup.like, shapes)
+    # To debug, compiled at its first call: JAX can take it apart then to find where a NaN arises.
+    return _CompiledSteps(setup.step, setup.like, shapes, ahead=not config.debug)
 
 
 def _to_devices(
-    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, batch_size: int
-) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    """The arrays that the step needs, on the devices; before them how many masks fell back.
+    batches: Iterator[dict[str, np.ndarray]], stream: Stream, mesh: Mesh, batch_size: int
+) -> Iterator[tuple[dict[str, int], dict[str, jax.Array]]]:
+    """The arrays that the step needs, on the devices; before them the counts of the others.
 
     The rows of this process and those of the others become one array over all devices.
     """
     sharding = batch_sharding(mesh)
-    names = ("image", "context_index", "target_index")
+    names = list(stream.variants(0)[0][0])
     for batch in batches:
         arrays = {
             name: jax.make_array_from_process_local_data(
@@ -224,7 +237,7 @@ def _to_devices(
             )
             for name in names
         }
-        yield int(batch["mask_fallback"].sum()), arrays
+        yield {name: int(batch[name].sum()) for name in stream.counted}, arrays
 
 
 def _shape_key(batch: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
@@ -237,5 +250,5 @@ def _advice(step: int, loss: float, workdir: pathlib.Path) -> str:
     return (
         f"the loss of step {step} is {loss}; {good if saved else 'there is no checkpoint yet'}. "
         "Try a lower optimizer.lr, a longer optimizer.warmup_epochs, optimizer.clip_norm = 1.0, or "
-        "model.dtype = float32"
+        "compute.dtype = float32"
     )

@@ -1,4 +1,4 @@
-"""Metrics of a run on disk: `metrics.jsonl`, one line a row, and TensorBoard."""
+"""Metrics of a run on disk: `metrics.jsonl`, one line per row, and TensorBoard."""
 
 import json
 import os

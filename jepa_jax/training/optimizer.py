@@ -1,38 +1,51 @@
-"""AdamW with scheduled learning rate and weight decay, and the moving average behind it."""
+"""AdamW with scheduled learning rate and weight decay; and parts of the parameters held back."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from jepa_jax.config import OptimizerConfig
-from jepa_jax.training.ema import follow_parameters
+from jepa_jax.objectives.objective import NEVER
 from jepa_jax.training.schedules import Schedules
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedules: Schedules, target_of: Callable[[Any], Any]
+    config: OptimizerConfig, schedules: Schedules, first_steps: Any = None
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter, 2019), then the average of the parameters that it leaves.
+    """AdamW (Loshchilov & Hutter, 2019).
 
     The decay is decoupled from the gradient and multiplied by the learning rate, as in PyTorch.
+
+    Args:
+      first_steps: a tree like the parameters, see `Objective.trains`; None: all are trained. What
+        is never trained has no moments.
     """
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    return optax.chain(
+    adamw = optax.chain(
         *clip,
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(schedules.weight_decay, mask=decay_mask),
         optax.scale_by_learning_rate(schedules.learning_rate),
-        follow_parameters(schedules.momentum, target_of),
     )
+    if first_steps is None or NEVER not in jax.tree.leaves(first_steps):
+        return adamw
+    labels = jax.tree.map(lambda first: "frozen" if first == NEVER else "trained", first_steps)
+    return optax.multi_transform({"trained": adamw, "frozen": optax.set_to_zero()}, labels)
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: kernels and the mask vector, as published; no positions.
+    """True where weight decay applies: kernels and learned tokens, as published; no positions.
 
     By name, not by number of dimensions: the blocks' parameters are stacked, so a bias has two.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key not in ("bias", "scale", "pos_embed"), params
     )
+
+
+def hold(tree: Any, first_steps: Any, step: Array) -> Any:
+    """Zeros where a part is not trained yet at this step."""
+    return jax.tree.map(lambda x, first: jnp.where(step >= first, x, 0), tree, first_steps)

@@ -1,6 +1,7 @@
 """A run of several processes: joining them, and making sure that all run the same thing."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -33,7 +34,7 @@ def join(where: str) -> None:
     Raises:
       UserError: `where` is neither, or the others can't be found.
     """
-    given = {}
+    given: dict[str, Any] = {}
     if where != "auto":
         match = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", where)
         if not match or int(match[3]) >= int(match[2]):
@@ -47,6 +48,8 @@ def join(where: str) -> None:
             "process_id": int(match[3]),
         }
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for processes without GPU
+    if re.match(r"localhost:|127\.", where):
+        _stay_on_this_machine()
     try:
         jax.distributed.initialize(
             **given,
@@ -55,7 +58,21 @@ def join(where: str) -> None:
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--distributed {where}: can't join the others: {reason}") from None
+        raise UserError(f"--distributed {where}: can't join the others: {reason}") from error
+
+
+def _stay_on_this_machine() -> None:
+    """Lets the processes meet at the loopback address, as the coordinator does.
+
+    Gloo asks for the address of the machine's own name, which a container or a laptop may not know.
+    JAX's option for another one is not public; without it, such a machine gets gloo's error.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from jax._src.lib import _jax
+
+        _jax.make_gloo_tcp_collectives = functools.partial(
+            _jax.make_gloo_tcp_collectives, hostname="127.0.0.1"
+        )
 
 
 def leave(error: StoppedRunError | UserError) -> NoReturn:

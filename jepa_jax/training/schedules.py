@@ -1,7 +1,7 @@
-"""Learning rate, weight decay and momentum as pure functions of the step.
+"""Learning rate and weight decay as pure functions of the step.
 
-The forms and their off-by-ones are those of the published code, so that its runs can be followed:
-step 0 trains with the values at 1 of the learning rate and the weight decay, at 0 of the momentum.
+The forms and their off-by-ones are those of the reference, so that its runs can be followed: step 0
+trains with the values at 1.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ Schedule = Callable[[Array | int], Array]
 
 
 class Schedules(NamedTuple):
-    """Each maps the number of a step, from 0 on, to the value that the step uses."""
+    """Each schedule maps the number of a step, from 0 on, to the value that the step uses."""
 
     learning_rate: Schedule
     weight_decay: Schedule
-    momentum: Schedule
+    horizon: float  # where they end, in steps; an objective's own ramps end there too
 
 
 def make_schedules(config: Config, steps_per_epoch: int) -> Schedules:
@@ -46,7 +46,7 @@ def make_schedules(config: Config, steps_per_epoch: int) -> Schedules:
         weight_decay=cosine(
             optimizer.weight_decay, optimizer.final_weight_decay, horizon=int(horizon)
         ),
-        momentum=linear(config.ema.start_momentum, config.ema.final_momentum, horizon=horizon),
+        horizon=float(horizon),
     )
 
 
@@ -69,14 +69,5 @@ def cosine(start: float, final: float, *, horizon: int) -> Schedule:
     def schedule(step: Array | int) -> Array:
         progress = jnp.minimum((step + 1) / max(horizon, 1), 1.0)
         return final + (start - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-
-    return schedule
-
-
-def linear(start: float, final: float, *, horizon: float) -> Schedule:
-    """A straight line from `start` at step 0 to `final` at `horizon`."""
-
-    def schedule(step: Array | int) -> Array:
-        return start + (final - start) * jnp.minimum(step / horizon, 1.0)
 
     return schedule

@@ -13,10 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jepa_jax.config import Config, MeshConfig
+from jepa_jax.config import MeshConfig
 from jepa_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -26,13 +25,18 @@ AXES = ("data", "fsdp", "tensor")
 # else (LayerNorm, other biases, the mask vector, counters) is small, and kept whole everywhere.
 # Optimizer moments and the moving average follow the parameter whose path they end with.
 RULES = (
-    (r"attention/qkv/kernel", P(None, "fsdp", None, "tensor", None)),  # [L, D, 3, heads, head_dim]
-    (r"attention/qkv/bias", P(None, None, "tensor", None)),  # [L, 3, heads, head_dim]
-    (r"attention/proj/kernel", P(None, "tensor", None, "fsdp")),  # [L, heads, head_dim, D]
-    (r"mlp/fc1/kernel", P(None, "fsdp", "tensor")),  # [L, D, hidden]
-    (r"mlp/fc1/bias", P(None, "tensor")),  # [L, hidden]
-    (r"mlp/fc2/kernel", P(None, "tensor", "fsdp")),  # [L, hidden, D]
-    (r"(patch_embed|embed|proj)/kernel", P(None, "fsdp")),  # [inputs, D]
+    # [layers, D, 3, heads, head_dim]
+    (r"attention/qkv/kernel", PartitionSpec(None, "fsdp", None, "tensor", None)),
+    # [layers, 3, heads, head_dim]
+    (r"attention/qkv/bias", PartitionSpec(None, None, "tensor", None)),
+    # [layers, heads, head_dim, D]
+    (r"attention/proj/kernel", PartitionSpec(None, "tensor", None, "fsdp")),
+    # [layers, D, hidden], [layers, hidden], [layers, hidden, D]
+    (r"mlp/fc1/kernel", PartitionSpec(None, "fsdp", "tensor")),
+    (r"mlp/fc1/bias", PartitionSpec(None, "tensor")),
+    (r"mlp/fc2/kernel", PartitionSpec(None, "tensor", "fsdp")),
+    # [inputs, D]
+    (r"(patch_embed|embed|proj)/kernel", PartitionSpec(None, "fsdp")),
 )
 
 
@@ -78,41 +82,41 @@ def mesh_shape(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
             f"{_nearest_divisors(inner, num_devices)} do"
         )
     data = num_devices // inner
-    if config.data not in (-1, data):
+    if config.data not in (None, data):
         raise UserError(
             f"{given}: must multiply to the number of devices, {num_devices}; set data to {data}, "
-            "or to -1 for all that are left"
+            "or to None for all that are left"
         )
     return data, config.fsdp, config.tensor
 
 
-def check_divisible(config: Config, mesh: Mesh | AbstractMesh) -> None:
-    """Refuses a batch, a width or a number of heads that does not split over the mesh.
+def check_divisible(
+    params: Any, mesh: Mesh | AbstractMesh, *, batch_size: int, accumulation_steps: int
+) -> None:
+    """Refuses a batch or parameters that can't be sharded over the mesh evenly.
+
+    Args:
+      params: the parameters, or their shapes.
 
     Raises:
       UserError: with the number and the nearest allowed ones.
     """
-    shares = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.accumulation_steps
-    if config.batch_size % shares:
-        below = config.batch_size // shares * shares
+    shares = mesh.shape["data"] * mesh.shape["fsdp"] * accumulation_steps
+    if batch_size % shares:
+        below = batch_size // shares * shares
         nearest = f"{below} or {below + shares}" if below else f"{shares}"
         raise UserError(
-            f"config.batch_size = {config.batch_size}: must be a multiple of {shares} (data x fsdp "
-            f"axes of the mesh x optimizer.accumulation_steps), {nearest} say"
+            f"config.batch_size = {batch_size}: must be a multiple of {shares} (data x fsdp axes "
+            f"of the mesh x optimizer.accumulation_steps), {nearest} for example"
         )
-    model, predictor = config.model, config.predictor
-    for axis, field, value in (
-        ("fsdp", "model.embed_dim", model.embed_dim),
-        ("fsdp", "predictor.embed_dim", predictor.embed_dim),
-        ("tensor", "model.num_heads", model.num_heads),
-        ("tensor", "predictor.num_heads", predictor.num_heads),
-        ("tensor", "model.embed_dim x model.mlp_ratio", int(model.embed_dim * model.mlp_ratio)),
-    ):
-        if value % mesh.shape[axis]:
-            raise UserError(
-                f"config.mesh.{axis} = {mesh.shape[axis]}: must divide config.{field} = {value}; "
-                f"{_nearest_divisors(mesh.shape[axis], value)} do"
-            )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for size, axis in zip(leaf.shape, _spec_of(name), strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"config.mesh.{axis} = {mesh.shape[axis]}: must divide {size}, of the shape "
+                    f"{tuple(leaf.shape)} of {name}; {_nearest_divisors(mesh.shape[axis], size)} do"
+                )
 
 
 def _nearest_divisors(number: int, of: int) -> str:
@@ -128,29 +132,33 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         del leaf
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        for pattern, spec in RULES:
-            if re.search(rf"(^|/){pattern}$", name):
-                return NamedSharding(mesh, spec)
-        return replicated(mesh)
+        return NamedSharding(mesh, _spec_of(jax.tree_util.keystr(path, simple=True, separator="/")))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def _spec_of(name: str) -> PartitionSpec:
+    """The axes of an array's dimensions, by the end of its path."""
+    for pattern, spec in RULES:
+        if re.search(rf"(^|/){pattern}$", name):
+            return spec
+    return PartitionSpec()
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples over the axes `data` and `fsdp`."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """The rows of the whole batch that this process's devices hold, in order: int64 [b]."""
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    held = {row for (rows,) in slices for row in range(*rows.indices(batch_size))}
+    held = {row for (rows,) in filter(None, slices) for row in range(*rows.indices(batch_size))}
     return np.array(sorted(held), np.int64)
 
 
 def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with the mesh known while it is traced: see `models.transformer.divide`."""
+    """The function, with the mesh known while it is traced: see `models.transformer.shard`."""
 
     @functools.wraps(function)
     def traced(*args: Any) -> Any:
@@ -162,4 +170,4 @@ def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
-    return NamedSharding(mesh, P())
+    return NamedSharding(mesh, PartitionSpec())

@@ -10,6 +10,7 @@ The first 1,000 training and 200 test images of each of the ten classes, in thei
 import gzip
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def subset(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def main() -> None:
     folder = pathlib.Path(sys.argv[1]) / "usr" / "share" / "datasets" / "fashion-mnist"
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split in ("train", "test"):
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = subset(folder, split)
     output = pathlib.Path(__file__).parent / "fashion_mnist" / "fashion_mnist.npz"

@@ -14,6 +14,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r" while\(.*condition=%?([^,\s]+)")
 _LIMIT = re.compile(r"^\s*%?\S+ = s32\[\]\S* constant\((\d+)\)")
 _BITS = re.compile(r"\d+")
+_SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
 class Collective(NamedTuple):
@@ -23,9 +24,11 @@ class Collective(NamedTuple):
       kind: all-reduce, all-gather, reduce-scatter, all-to-all or collective-permute.
       shapes: of its results on one device.
       payload: bytes of its whole arrays: of the results, and of what a scatter scatters.
-      times: how often a step does it: more than once in a loop over layers.
+      times: how often it is done per step: more than once in a loop over layers.
       group: devices that take part together.
-      source: where in the program it comes from, as JAX names it.
+      source: where in the program it comes from, as JAX names it; or, with newer compilers, only
+        the argument that it moves.
+      readers: the sources of what its results are for, if `source` is an argument.
     """
 
     kind: str
@@ -34,10 +37,11 @@ class Collective(NamedTuple):
     times: int
     group: int
     source: str
+    readers: tuple[str, ...] = ()
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends in a step, if devices form a ring.
+        """Bytes sent per device and step, if devices form a ring.
 
         An all-reduce of S bytes among n devices sends 2 S (n - 1) / n, a gather or a scatter half
         of that (Patarasuk & Yuan, 2009).
@@ -73,6 +77,8 @@ def collectives(program: str) -> list[Collective]:
                 # Its reduce-scatter is a fusion of an all-reduce and the slice that is kept.
                 if computation.startswith("all-reduce-scatter"):
                     one = one._replace(kind="reduce-scatter", shapes=_shapes(lines[-1]))
+                if one.source and not one.source.startswith("jit("):
+                    one = one._replace(readers=_readers(line, lines))
                 found.append(one)
             if " async-done(" in line or " async-update(" in line:  # counted at its async-start
                 continue
@@ -86,8 +92,8 @@ def collectives(program: str) -> list[Collective]:
 
 
 def by_kind(found: list[Collective]) -> dict[str, dict[str, int | float]]:
-    """Totals of a step: kind -> operations, payload and sent bytes."""
-    totals = {}
+    """Totals per step: kind -> operations, payload and sent bytes."""
+    totals: dict[str, dict[str, int | float]] = {}
     for one in found:
         total = totals.setdefault(one.kind, {"operations": 0, "payload_bytes": 0, "sent_bytes": 0})
         total["operations"] += one.times
@@ -103,13 +109,33 @@ def _parse(line: str, match: re.Match, times: int) -> Collective:
         arrays = arrays[len(arrays) // 2 :]  # in front of an asynchronous result is its operand
     shapes = tuple(_shape(dims) for _, dims in arrays)
     payload = sum(
-        math.prod(shape) * (1 if dtype == "pred" else int(_BITS.search(dtype)[0]) // 8)
+        math.prod(shape) * _num_bytes(dtype)
         for (dtype, _), shape in zip(arrays, shapes, strict=True)
     )
     if kind == "reduce-scatter":  # whose result is one device's share
         payload *= group
-    source = re.search(r'op_name="([^"]*)"', line)
-    return Collective(kind, shapes, payload, times, group, source[1] if source else "")
+    return Collective(kind, shapes, payload, times, group, _source(line))
+
+
+def _source(line: str) -> str:
+    match = _SOURCE.search(line)
+    return match[1] if match else ""
+
+
+def _readers(line: str, lines: list[str]) -> tuple[str, ...]:
+    """Sources of the operations that read a line's result, or a copy of it in another layout."""
+    name = re.escape(line.split(" = ")[0].split()[-1].lstrip("%"))
+    found: set[str] = set()
+    for reader in lines:
+        if reader is not line and re.search(rf"[(\s]%?{name}[,)]", reader):
+            is_copy = _source(reader) in ("", _source(line))
+            found.update(_readers(reader, lines) if is_copy else [_source(reader)])
+    return tuple(sorted(found))
+
+
+def _num_bytes(dtype: str) -> int:
+    bits = _BITS.search(dtype)  # pred has none in its name
+    return int(bits[0]) // 8 if bits else 1
 
 
 def _shape(dims: str) -> tuple[int, ...]:

@@ -1,11 +1,13 @@
 """The moving average of the parameters, as an optax transformation.
 
-Its state is sharded, donated, checkpointed and restored like any optimizer state.
+It can end any optimizer's chain. In a training run it is an objective's `state`: sharded, donated,
+checkpointed and restored like the optimizer's.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,7 +15,7 @@ from jaxtyping import Array
 
 
 class EmaState(NamedTuple):
-    step: Array  # int32 scalar
+    step: Any  # int32 scalar
     target: Any  # the average, float32
 
 
@@ -40,6 +42,7 @@ def follow_parameters(
         if params is None:
             raise ValueError("follow_parameters needs the parameters: update(..., params=...)")
         new = select(optax.apply_updates(params, updates))
+        chex.assert_trees_all_equal_shapes(state.target, new)
         m = momentum(state.step)
         target = jax.tree.map(
             lambda t, p: m * t + (1.0 - m) * p.astype(jnp.float32), state.target, new
@@ -47,13 +50,3 @@ def follow_parameters(
         return updates, EmaState(step=state.step + 1, target=target)
 
     return optax.GradientTransformation(init, update)
-
-
-def get_target(optimizer_state: Any) -> Any:
-    """The moving average within the state of an optimizer chain."""
-    return optax.tree.get(optimizer_state, "target")
-
-
-def replace_target(optimizer_state: Any, target: Any) -> Any:
-    """The same state with another moving average."""
-    return optax.tree.set(optimizer_state, target=target)

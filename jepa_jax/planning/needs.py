@@ -4,6 +4,7 @@ Nothing is allocated and no data is read: the training step is compiled from sha
 devices or, with the TPU's own compiler, for a TPU topology. See `python -m jepa_jax.train --help`.
 """
 
+import collections
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -12,21 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from jepa_jax.chips import CHIPS
+from jepa_jax.batch.spec import Shapes
 from jepa_jax.config import Config
-from jepa_jax.data.masks import check_feasible
-from jepa_jax.data.pipeline import batch_shapes, mask_sampler, steps_per_epoch
 from jepa_jax.errors import UserError
-from jepa_jax.objectives.ijepa import make_objective
-from jepa_jax.training.collectives import by_kind, collectives
-from jepa_jax.training.flops import step_flops
-from jepa_jax.training.optimizer import make_optimizer
-from jepa_jax.training.schedules import make_schedules
-from jepa_jax.training.sharding import check_divisible, make_mesh
-from jepa_jax.training.step import abstract_state, make_train_step
+from jepa_jax.objectives.objective import Objective
+from jepa_jax.objectives.registry import make_objective
+from jepa_jax.planning.chips import CHIPS
+from jepa_jax.planning.collectives import by_kind, collectives
+from jepa_jax.training.setup import set_up
 
 
-def virtual_devices(number: int) -> Sequence[jax.Device]:
+def virtual_devices(number: int) -> Sequence[Any]:
     """CPU devices that exist in name only, which is enough to compile for. Before any use of JAX.
 
     Raises:
@@ -39,7 +36,7 @@ def virtual_devices(number: int) -> Sequence[jax.Device]:
     return jax.devices()
 
 
-def topology_devices(topology: str) -> tuple[Sequence[jax.Device], str]:
+def topology_devices(topology: str) -> tuple[Sequence[Any], str]:
     """The devices of a TPU slice such as v5e:16x16, and the name of their chip.
 
     Raises:
@@ -59,10 +56,10 @@ def topology_devices(topology: str) -> tuple[Sequence[jax.Device], str]:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "none")
     jax.config.update("jax_platforms", "cpu")
     try:
-        devices = topologies.get_topology_desc(topology, platform="tpu").devices
+        devices: Any = topologies.get_topology_desc(topology, platform="tpu").devices
     except Exception as error:  # of several types
         reason = str(error).splitlines()[0]
-        raise UserError(f"--topology {topology}: {reason}; v5e:16x16 is one, say") from None
+        raise UserError(f"--topology {topology}: {reason}; for example v5e:16x16") from error
     kind = devices[0].device_kind
     chips = {chip.device_kind: name for name, chip in CHIPS.items()}
     if kind not in chips or len({tuple(device.coords) for device in devices}) < len(devices):
@@ -73,7 +70,7 @@ def topology_devices(topology: str) -> tuple[Sequence[jax.Device], str]:
 
 def plan(
     config: Config,
-    devices: Sequence[jax.Device],
+    devices: Sequence[Any],
     chip: str,
     *,
     num_images: int,
@@ -99,39 +96,31 @@ def plan(
         raise UserError(f"--chip {chip}: must be one of {', '.join(CHIPS)}")
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(f"--mfu {mfu}: must be above 0 and at most 1")
-    mesh, sampler = make_mesh(config.mesh, devices), mask_sampler(config)
-    check_divisible(config, mesh)
-    check_feasible(sampler)
-    epoch_steps = steps_per_epoch(config, num_images)
-    objective, schedules = make_objective(config), make_schedules(config, epoch_steps)
-    optimizer = make_optimizer(config.optimizer, schedules, objective.target_of)
-    state = abstract_state(objective, optimizer, mesh=mesh)
-    step = make_train_step(
-        objective,
-        optimizer,
-        schedules,
-        state,
-        seed=config.seed,
-        accumulation_steps=config.optimizer.accumulation_steps,
-        mesh=mesh,
-    )
-    largest = max(batch_shapes(config), key=lambda batch: batch["target_index"].shape)
-    per_image = step_flops(config, sampler.target_lengths())
+    objective = make_objective(config)
+    if num_images < config.batch_size:
+        raise UserError(
+            f"config.batch_size = {config.batch_size}: the data set has only {num_images} images"
+        )
+    epoch_steps = num_images // config.batch_size
+    setup = set_up(config, objective, steps_per_epoch=epoch_steps, devices=devices)
+    state, variants = setup.like, objective.needs.variants(config.batch_size)
+    largest = max((shapes for shapes, _ in variants), key=_elements)
+    per_image = flops_per_example(objective, config.batch_size)
     result = {
         "chip": chip,
         "devices": len(devices),
         "compiler": "tpu" if devices[0].platform == "tpu" else "cpu",
-        "mesh": dict(mesh.shape),
+        "mesh": dict(setup.mesh.shape),
         "batch_size": config.batch_size,
-        "remat": config.model.remat,
+        "remat": config.compute.remat,
         "steps": config.epochs * epoch_steps,
         "parameters": {name: _count(part) for name, part in state.params.items()},
         "state_bytes_per_device": _bytes_per_device(state),
-        "flops_per_image": {name: float(value) for name, value in per_image._asdict().items()},
-        "flops_per_step": float(per_image.total * config.batch_size),
+        "flops_per_image": per_image,
+        "flops_per_step": sum(per_image.values()) * config.batch_size,
     }
     try:
-        compiled = step.lower(state, largest).compile()
+        compiled = setup.step.lower(state, largest).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -145,6 +134,18 @@ def plan(
     }
     sent = sum(kind["sent_bytes"] for kind in moved.values())
     return result | _times(result, sent, mfu)
+
+
+def flops_per_example(objective: Objective, batch_size: int) -> dict[str, float]:
+    """Operations per example and part, on average over the shapes that a batch can have."""
+    total: collections.Counter[str] = collections.Counter()
+    for shapes, share in objective.needs.variants(batch_size):
+        total.update({name: share * x for name, x in objective.flops(shapes).items()})
+    return dict(total)
+
+
+def _elements(shapes: Shapes) -> int:
+    return sum(int(np.prod(x.shape)) for x in shapes.values())
 
 
 def _times(result: dict[str, Any], sent: float, mfu: float | None) -> dict[str, Any]:
@@ -206,28 +207,28 @@ def table(plan: dict[str, Any]) -> str:
     rows = [
         ("devices", f"{plan['devices']} x {plan['chip']}, compiled for {plan['compiler'].upper()}"),
         ("mesh", ", ".join(f"{axis} {n}" for axis, n in plan["mesh"].items())),
-        ("images a step", f"{plan['batch_size']}; {plan['steps']} steps"),
+        ("images per step", f"{plan['batch_size']}; {plan['steps']} steps"),
         ("parameters", parameters),
-        ("state a device", _gb(plan["state_bytes_per_device"])),
-        ("GFLOP an image", f"{sum(flops.values()) / 1e9:.1f} ({parts})"),
-        ("PFLOP a step", f"{plan['flops_per_step'] / 1e15:.3f}"),
+        ("state per device", _gb(plan["state_bytes_per_device"])),
+        ("GFLOP per image", f"{sum(flops.values()) / 1e9:.1f} ({parts})"),
+        ("PFLOP per step", f"{plan['flops_per_step'] / 1e15:.3f}"),
     ]
     fits = f"{'fits' if memory['fits'] else 'DOES NOT FIT'} {_gb(chip.memory)}"
     if "peak" not in memory:
-        rows.append(("memory a device", f"{fits}: {memory['compiler_says']}"))
+        rows.append(("memory per device", f"{fits}: {memory['compiler_says']}"))
         return _aligned(rows)
     rows += [
         (
-            "memory a device",
+            "memory per device",
             f"{_gb(memory['peak'])} at the peak: {fits} (arguments {_gb(memory['arguments'])}, "
             f"temporaries {_gb(memory['temporaries'])}; remat {plan['remat']})",
         ),
         *(
-            (kind, f"{n['operations']} a step, {_gb(n['sent_bytes'])} sent by each device")
+            (kind, f"{n['operations']} per step, {_gb(n['sent_bytes'])} sent by each device")
             for kind, n in plan["collectives_per_step"].items()
         ),
         (
-            "seconds a step",
+            "seconds per step",
             "at least "
             + ", ".join(f"{x:.4f} ({what})" for what, x in plan["step_seconds_at_least"].items()),
         ),

@@ -1,0 +1,58 @@
+"""All commands under one name: jepa-jax COMMAND ..., or python -m jepa_jax COMMAND ...
+
+The same as python -m jepa_jax.COMMAND ...
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+# Written out, so that the list is printed without importing what the commands need.
+COMMANDS = {
+    "quickstart": "pretrains on bundled images, probes, draws: minutes on a CPU",
+    "train": "pretrains a model, or with --plan says what that would need",
+    "probe": "measures a checkpoint's features with k-NN and linear classifiers",
+    "extract": "writes the features of images to a file",
+    "convert": "reads and writes other libraries' checkpoints",
+    "export": "turns an encoder into a program that runs without this package",
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
+    return (
+        f"usage: jepa-jax COMMAND [argument ...]\n\ncommands:\n{listed}\n\n"
+        "jepa-jax COMMAND --help describes its arguments."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command that the first argument names, with the others as its own."""
+    command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print(usage())
+    elif command == "--version":
+        from jepa_jax import __version__
+
+        print(__version__)
+    elif command not in COMMANDS:
+        allowed = ", ".join(COMMANDS)
+        print(f"error: no command {command!r}; must be one of {allowed}", file=sys.stderr)
+        sys.exit(2)
+    else:
+        sys.argv = [f"jepa-jax {command}", *arguments]
+        try:
+            module = importlib.import_module(f"jepa_jax.{command}")
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("jepa_jax"):
+                raise
+            # The base dependencies alone are there.
+            needs = f"{command} needs {error.name}: pip install -r requirements.txt"
+            print(f"error: {needs}, or the package with [train]", file=sys.stderr)
+            sys.exit(2)
+        module.main()
+
+
+if __name__ == "__main__":
+    main()

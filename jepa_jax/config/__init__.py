@@ -1,0 +1,51 @@
+"""The settings of a run, its data, its objective and a probe: typed, with defaults and bounds."""
+
+from jepa_jax.config.augmentation import AugmentationConfig
+from jepa_jax.config.data import DataConfig
+from jepa_jax.config.objective import (
+    EmaConfig,
+    IJepaConfig,
+    MaskConfig,
+    ObjectiveConfig,
+    PredictorConfig,
+)
+from jepa_jax.config.probe import ProbeConfig, probe_data, resolve_probe
+from jepa_jax.config.run import (
+    CheckpointConfig,
+    ComputeConfig,
+    Config,
+    InitConfig,
+    LoggingConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    resolve,
+)
+from jepa_jax.config.schema import differences, from_mapping, to_dict
+
+__all__ = [
+    "AugmentationConfig",
+    "CheckpointConfig",
+    "ComputeConfig",
+    "Config",
+    "DataConfig",
+    "EmaConfig",
+    "IJepaConfig",
+    "InitConfig",
+    "LoggingConfig",
+    "MaskConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PredictorConfig",
+    "ProbeConfig",
+    "ProfileConfig",
+    "differences",
+    "from_mapping",
+    "probe_data",
+    "resolve",
+    "resolve_probe",
+    "to_dict",
+]

@@ -1,0 +1,33 @@
+"""What is done to one view of an image; `jepa_jax.data.augment` does it."""
+
+import dataclasses
+from typing import Annotated
+
+from jepa_jax.config.schema import Bound, NotNegative, Share
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """The augmentations of the self-supervised literature; every probability 0 means never.
+
+    They are carried out in this order: flip, colour jitter, grayscale, blur, solarize. The set
+    without solarize is that of SimCLR (Chen et al., 2020) and of SwAV (Caron et al., 2020). BYOL
+    (Grill et al., 2020) added solarize, and gave the two views different probabilities, as VICReg
+    (Bardes et al., 2022) and DINO (Caron et al., 2021) do. The strengths below are those of the
+    latter three.
+    """
+
+    flip: Share = 0.0  # probability of a horizontal flip
+    jitter: Share = 0.0  # probability of colour jitter: the four changes below, in random order
+    brightness: NotNegative = 0.4  # half-range of the factor around 1; 0 leaves it out, as below
+    contrast: NotNegative = 0.4  # half-range of the factor around 1
+    saturation: NotNegative = 0.2  # half-range of the factor around 1
+    # Half-range of the shift, as a share of the colour circle.
+    hue: Annotated[float, Bound("lie in 0..0.5", lambda x: 0 <= x <= 0.5)] = 0.1
+    grayscale: Share = 0.0  # probability of a gray image
+    blur: Share = 0.0  # probability of a Gaussian blur
+    blur_sigma: Annotated[  # standard deviation, pixels, drawn uniformly
+        tuple[float, float], Bound("satisfy 0 < low <= high", lambda x: 0 < x[0] <= x[1])
+    ] = (0.1, 2.0)
+    solarize: Share = 0.0  # probability of solarization
+    solarize_threshold: Share = 0.5  # of pixels in 0..1; those at or above it are inverted

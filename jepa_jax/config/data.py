@@ -1,0 +1,21 @@
+"""The configuration of the data."""
+
+import dataclasses
+from typing import Literal
+
+from jepa_jax.config.schema import AboveZero, Positive, Ratio, Scale, ShareAboveZero
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    source: Literal["fashion_mnist", "tfds", "folder"]
+    path: str | None = None  # folder: its path; tfds: the data set's name; fashion_mnist is bundled
+    # folder: a sub-folder, None for the folder itself; tfds: a split; fashion_mnist: "train" ...
+    train_split: str | None = "train"
+    test_split: str | None = "test"  # ... or "test"; read by the probes only
+    image_size: tuple[Positive, Positive]  # height, width in pixels, after cropping and resizing
+    crop_scale: Scale = (0.3, 1.0)  # random-resized-crop: share of the image's area
+    crop_aspect_ratio: Ratio = (3 / 4, 4 / 3)  # random-resized-crop: width / height
+    eval_crop: ShareAboveZero = 1.0  # probes: the centre crop's side, of the largest that fits
+    mean: tuple[float, float, float]  # of the pixels in 0..1, for normalisation
+    std: tuple[AboveZero, AboveZero, AboveZero]

@@ -1,0 +1,79 @@
+"""The configuration of each objective. `config.objective.name` says which one it is."""
+
+import dataclasses
+from typing import Literal
+
+from jepa_jax.config.schema import (
+    Positive,
+    Ratio,
+    Scale,
+    Share,
+)
+from jepa_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """Multi-block masks (Assran et al., 2023, section 3)."""
+
+    context_tokens: Positive  # K: patches that the context encoder sees, exactly
+    context_scale: Scale = (0.85, 1.0)  # share of the grid's area; aspect ratio 1
+    num_targets: Positive = 4  # M
+    target_scale: Scale = (0.15, 0.2)
+    target_aspect_ratio: Ratio = (0.75, 1.5)  # height / width
+    allow_overlap: bool = False  # let the context see patches of the targets
+    published: bool = False  # the reference's off-by-one corners and raster-order truncation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    embed_dim: Positive
+    depth: Positive  # transformer blocks
+    num_heads: Positive
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    start_momentum: Share = 0.996  # of the target encoder, rising linearly ...
+    final_momentum: Share = 1.0  # ... to this
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IJepaConfig:
+    """I-JEPA (Assran et al., 2023)."""
+
+    name: Literal["ijepa"] = "ijepa"
+    loss: Literal["l2", "smooth_l1"] = "l2"  # as in the paper; published weights: "smooth_l1"
+    masks: MaskConfig
+    predictor: PredictorConfig
+    ema: EmaConfig = EmaConfig()
+
+    def check(self, grid: tuple[int, int]) -> None:
+        """Numbers that must fit each other; see `config.resolve`."""
+        check_width("objective.predictor", self.predictor.embed_dim, self.predictor.num_heads)
+        if self.masks.context_tokens > grid[0] * grid[1]:
+            raise UserError(
+                f"config.objective.masks.context_tokens = {self.masks.context_tokens}: the grid "
+                f"has only {grid[0]} x {grid[1]} = {grid[0] * grid[1]} patches"
+            )
+
+
+ObjectiveConfig = IJepaConfig
+
+
+def check_width(section: str, width: int, num_heads: int) -> None:
+    """Refuses a width that its positions or its attention heads do not divide.
+
+    Raises:
+      UserError: with the field.
+    """
+    if width % 4:
+        raise UserError(
+            f"config.{section}.embed_dim = {width}: must be a positive multiple of 4 "
+            "(sine and cosine of two coordinates)"
+        )
+    if width % num_heads:
+        raise UserError(
+            f"config.{section}.num_heads = {num_heads}: must divide config.{section}.embed_dim = "
+            f"{width}"
+        )

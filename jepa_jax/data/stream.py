@@ -1,0 +1,205 @@
+"""From (seed, step) to a batch: which examples, which crops, which masks, as an objective declares.
+
+No state exists beyond the step number: epoch e visits the examples in the e-th pseudo-random
+permutation of the data set, and everything drawn for an example follows from (seed, e, example).
+Starting at step s gives exactly the batches of an uninterrupted run from s on.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from jepa_jax.batch.masks import MultiBlock, RandomPatches
+from jepa_jax.batch.spec import BatchSpec, Shapes, Stream
+from jepa_jax.config import DataConfig
+from jepa_jax.data.augment import augment
+from jepa_jax.data.crops import random_resized_crop
+from jepa_jax.data.masks import MaskSampler, draw_random_patches
+from jepa_jax.data.pipeline import PARALLEL, first_unreadable, fixed_options, graph, normalize
+from jepa_jax.data.sources import Source
+from jepa_jax.errors import StoppedRunError, UserError
+
+
+def make_stream(
+    needs: BatchSpec, data: DataConfig, source: Source, *, seed: int, batch_size: int
+) -> Stream:
+    """Training batches of a source's images, as an objective needs them.
+
+    A batch also holds, for this host alone, example_index int64 [b] and, of multi-block masks,
+    mask_fallback bool [b] (see `MaskSampler.draw`).
+
+    Args:
+      data: how images are normalised.
+      seed, batch_size: of the run.
+
+    Raises:
+      UserError: the data set is smaller than a batch, or lacks the labels that are needed.
+    """
+    if source.num_examples < batch_size:
+        raise UserError(
+            f"config.batch_size = {batch_size}: the data set has only {source.num_examples} images"
+        )
+    if needs.labels is not None:
+        _check_labels(needs.labels, data, source)
+    drawn = _Batches(needs, data, source, seed, batch_size)
+    counted = {}
+    if isinstance(needs.masks, MultiBlock):
+        counted["mask_fallback"] = "no mask draw fitted, so that their targets are stacked"
+    return Stream(
+        steps_per_epoch=drawn.steps_per_epoch,
+        variants=drawn.variants,
+        batches=drawn.batches,
+        counted=counted,
+    )
+
+
+def _check_labels(num_classes: int, data: DataConfig, source: Source) -> None:
+    """A label beyond the last class would be trained on as if it were none."""
+    field = f"config.data.path = {data.path!r}"
+    if source.labels is None:
+        raise UserError(
+            f"{field}: the training images have no labels, which this objective needs; sort them "
+            "into one folder per class"
+        )
+    low, high = int(source.labels.min()), int(source.labels.max())
+    if low < 0 or high >= num_classes:
+        raise UserError(
+            f"{field}: its labels go from {low} to {high}, and config.objective.num_classes = "
+            f"{num_classes}; must be at least {high + 1}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    needs: BatchSpec
+    data: DataConfig
+    source: Source
+    seed: int
+    batch_size: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches; the rest of an epoch's permutation is dropped."""
+        return self.source.num_examples // self.batch_size
+
+    def variants(self, step: int) -> tuple[tuple[Shapes, float], ...]:
+        """The shapes of a batch, nearest first to those of this step."""
+        variants = self.needs.variants(self.batch_size)
+        if not isinstance(self.needs.masks, MultiBlock):
+            return variants
+        sampler = MaskSampler(self.needs.masks, self.seed)
+        needed = sampler.block_sizes(tf.constant(step, tf.int64))[-1].numpy().prod()
+        return tuple(sorted(variants, key=lambda v: abs(v[0]["target_index"].shape[-1] - needed)))
+
+    def batches(
+        self, start_step: int, end_step: int, rows: np.ndarray | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The batches of steps `start_step` to `end_step - 1`, or some rows of each.
+
+        Args:
+          rows: of the whole batch, those that this process needs; only these images are read. None
+            for all.
+
+        Raises:
+          StoppedRunError: an image can't be decoded; the message names it.
+        """
+        rows = np.arange(self.batch_size) if rows is None else rows
+        dataset = self._dataset(start_step, end_step, rows)
+        iterator = iter(dataset.as_numpy_iterator())
+        for step in range(start_step, end_step):
+            try:
+                batch = next(iterator)
+            except tf.errors.OpError as error:
+                number = tf.constant(step * self.batch_size + rows, tf.int64)
+                index = self._locate(number)[1].numpy()
+                unreadable = first_unreadable(self.data, self.source, index)
+                raise StoppedRunError(
+                    f"step {step}: an image can't be read: {unreadable or error.message}"
+                ) from error
+            yield batch
+
+    def _dataset(self, start_step: int, end_step: int, rows: np.ndarray) -> tf.data.Dataset:
+        per_call = len(rows) if self.source.whole_batches else 1
+        calls_per_step = len(rows) // per_call
+        rows_of_call = tf.constant(rows.reshape(calls_per_step, per_call), tf.int64)
+
+        @graph
+        def load(call: tf.Tensor) -> dict[str, tf.Tensor]:
+            step, row = call // calls_per_step, call % calls_per_step
+            number = step * self.batch_size + rows_of_call[row]
+            epoch, index = self._locate(number)
+            return self._views(epoch, index) | {"number": number, "example_index": index}
+
+        @graph
+        def add_rest(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            number, index = batch.pop("number"), batch["example_index"]
+            epoch, _ = self._locate(number)
+            if self.needs.labels is not None:
+                labels = tf.constant(self.source.labels, tf.int32)
+                batch["label"] = tf.gather(labels, index)
+            return batch | self._masks(number[0] // self.batch_size, epoch, index)
+
+        dataset = tf.data.Dataset.range(start_step * calls_per_step, end_step * calls_per_step)
+        dataset = dataset.map(load, **PARALLEL)
+        if calls_per_step > 1:
+            dataset = dataset.rebatch(len(rows), drop_remainder=True)
+        return dataset.map(add_rest, **PARALLEL).prefetch(4).with_options(fixed_options())
+
+    def _views(self, epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+        """All views of some examples, normalised: name -> [n, H, W, C] or [n, V, H, W, C]."""
+        views, number = {}, 0
+        for view in self.needs.views:
+            images = []
+            for of_size in range(view.number or 1):
+
+                def crop(height, width, index, *, view=view, number=number):
+                    return random_resized_crop(
+                        height,
+                        width,
+                        scale=view.crop_scale,
+                        aspect_ratio=view.crop_aspect_ratio,
+                        seed=self.seed,
+                        epoch=epoch,
+                        index=index,
+                        view=number,
+                    )
+
+                image = self.source.load(index, crop, view.size)
+                if view.augmentations:
+                    image = augment(
+                        image,
+                        view.augmentations[of_size % len(view.augmentations)],
+                        seed=self.seed,
+                        epoch=epoch,
+                        index=index,
+                        view=number,
+                    )
+                images.append(normalize(image, self.data))
+                number += 1
+            views[view.name] = images[0] if view.number is None else tf.stack(images, axis=1)
+        return views
+
+    def _masks(self, step: tf.Tensor, epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+        masks = self.needs.masks
+        if isinstance(masks, MultiBlock):
+            return MaskSampler(masks, self.seed).draw(step, epoch, index)
+        if isinstance(masks, RandomPatches):
+            return draw_random_patches(masks, seed=self.seed, epoch=epoch, index=index)
+        return {}
+
+    def _locate(self, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Epoch (scalar int64) and examples (int64 [n]) of images of the run, all of one batch.
+
+        Args:
+          number: int64 [n], counting the run's images from 0 on.
+        """
+        images_per_epoch = self.batch_size * self.steps_per_epoch
+        epoch = number[0] // images_per_epoch  # a batch never spans two epochs
+        index = tf.random.experimental.index_shuffle(
+            number % images_per_epoch,
+            seed=tf.stack([tf.constant(self.seed, tf.int64), epoch]),
+            max_index=self.source.num_examples - 1,
+        )
+        return epoch, index

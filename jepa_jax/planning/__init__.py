@@ -1,0 +1,1 @@
+"""What a run needs, before there is any device to run it."""

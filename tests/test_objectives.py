@@ -1,0 +1,148 @@
+"""What every objective must keep: one loss on any number of devices, exact resumption, its spec."""
+
+import signal
+
+import chex
+import jax
+import numpy as np
+import pytest
+from conftest import load_config_file, stream_of
+
+from jepa_jax.config import MeshConfig, resolve
+from jepa_jax.data.sources import array_source
+from jepa_jax.errors import PreemptedError, UserError
+from jepa_jax.objectives.objective import at_path, initial_encoder
+from jepa_jax.objectives.registry import OBJECTIVES, make_objective
+from jepa_jax.training import checkpoint
+from jepa_jax.training.loop import train
+from jepa_jax.training.setup import set_up
+from jepa_jax.training.sharding import batch_sharding, make_mesh
+
+STEPS_PER_EPOCH, EPOCHS = 2, 2
+SMALL = {
+    "ijepa": {
+        "masks": {"context_tokens": 4, "num_targets": 2, "target_scale": (0.25, 0.25)},
+        "predictor": {"embed_dim": 8, "depth": 1, "num_heads": 2},
+    },
+}
+
+
+def small(name, **optimizer):
+    """The objective's config of the bundled images, made small."""
+    config = load_config_file("fashion_mnist" if name == "ijepa" else f"fashion_mnist_{name}")
+    config.epochs, config.batch_size = EPOCHS, 16
+    config.model.update({"patch_size": 7, "embed_dim": 16, "depth": 1, "num_heads": 2})
+    config.model.drop_path_rate = 0.2  # so that the random keys count
+    config.objective.update(SMALL[name])
+    if name == "ijepa":
+        config.objective.masks.target_aspect_ratio = (1.0, 1.0)
+    # Adam's first steps divide gradients by their own size; a large eps keeps rounding small.
+    config.optimizer.update({"eps": 1e-2, "lr": 1e-3, "warmup_epochs": 0.5, **optimizer})
+    config.logging.update({"every_steps": 1, "diagnostics_every_steps": 2, "knn_every_steps": 1})
+    return resolve(config)
+
+
+def test_every_objective_is_tested_here():
+    assert SMALL.keys() == OBJECTIVES.keys()
+
+
+@pytest.fixture(scope="module")
+def source():
+    """Forty noisy images of ten classes: two batches of 16 an epoch, eight left over."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 10
+    images = rng.integers(0, 100, (40, 28, 28, 1)) + 15 * labels[:, None, None, None]
+    return array_source(images.astype(np.uint8), labels, ("",) * 10, (28, 28))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_batches_are_what_the_objective_declares(name, source):
+    config = small(name)
+    objective = make_objective(config)
+    stream = stream_of(config, source)
+    ((shapes, share),) = stream.variants(0)
+    assert share == 1.0
+    assert ((shapes, share),) == objective.needs.variants(16)
+    (batch,) = stream.batches(0, 1, None)
+    for key, shape in shapes.items():
+        assert (batch[key].shape, batch[key].dtype) == (shape.shape, shape.dtype), key
+    assert batch.keys() - shapes.keys() == {"example_index", *stream.counted}
+    assert all(value > 0 for value in objective.flops(shapes).values())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_one_and_eight_devices_give_the_same_losses(name, source):
+    config = small(name)
+    objective = make_objective(config)
+    stream = stream_of(config, source)
+    losses, metrics = [], []
+    for devices in (1, 8):
+        mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
+        setup = set_up(config, objective, steps_per_epoch=STEPS_PER_EPOCH, mesh=mesh)
+        state = setup.create()
+        for batch in stream.batches(0, 4, None):
+            arrays = {key: batch[key] for key in stream.variants(0)[0][0]}
+            state, measured = setup.step(state, jax.device_put(arrays, batch_sharding(mesh)))
+            metrics.append(jax.device_get(measured))
+        losses.append([float(m["loss"]) for m in metrics[-4:]])
+    assert len(set(losses[0])) == 4  # something is trained
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    for one, eight in zip(metrics[:4], metrics[4:], strict=True):
+        assert one.keys() == eight.keys()
+        for key in one:
+            np.testing.assert_allclose(eight[key], one[key], rtol=2e-4, atol=1e-6, err_msg=key)
+
+
+def run(config, workdir, source, *, stop_after=None):
+    calls = []
+
+    def knn_accuracy(weights):
+        del weights
+        calls.append(None)
+        if len(calls) == stop_after:
+            signal.raise_signal(signal.SIGTERM)
+        return 0.5
+
+    objective = make_objective(config)
+    stream = stream_of(config, source)
+    train(config, workdir, objective=objective, stream=stream, knn_accuracy=knn_accuracy)
+    like = set_up(config, objective, steps_per_epoch=STEPS_PER_EPOCH).like
+    return jax.device_get(checkpoint.restore(checkpoint.find(workdir), like, objective))
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "ijepa"])  # in test_loop
+def test_a_run_cut_in_the_middle_ends_bitwise_as_one_in_one_go(name, source, tmp_path):
+    config = small(name)
+    whole = run(config, tmp_path / "whole", source)
+    with pytest.raises(PreemptedError):
+        run(config, tmp_path / "cut", source, stop_after=1)
+    with pytest.raises(PreemptedError):
+        run(config, tmp_path / "cut", source, stop_after=2)
+    resumed = run(config, tmp_path / "cut", source)
+    assert whole.step == EPOCHS * STEPS_PER_EPOCH
+    assert jax.tree.structure(whole) == jax.tree.structure(resumed)
+    chex.assert_trees_all_equal(resumed, whole)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_gradients_are_accumulated_only_where_the_loss_is_a_mean_over_examples(name):
+    config = small(name, accumulation_steps=2)
+    objective = make_objective(config)
+    if objective.mean_over_examples:
+        set_up(config, objective, steps_per_epoch=STEPS_PER_EPOCH)
+        return
+    with pytest.raises(UserError, match=rf"accumulation_steps = 2: must be 1 for {name}"):
+        set_up(config, objective, steps_per_epoch=STEPS_PER_EPOCH)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_each_encoder_lies_where_the_objective_says(name):
+    config = small(name)
+    objective = make_objective(config)
+    like = set_up(config, objective, steps_per_epoch=STEPS_PER_EPOCH).like
+    images = jax.ShapeDtypeStruct((3, 28, 28, 3), np.float32)
+    for encoder, path in objective.encoders.items():
+        tokens = jax.eval_shape(objective.encode, at_path(like, path), images)
+        assert (tokens.shape, tokens.dtype) == ((3, 16, 16), np.float32)
+        initial = initial_encoder(objective, config.seed, encoder)
+        assert jax.tree.structure(initial) == jax.tree.structure(at_path(like, path))

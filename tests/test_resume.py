@@ -1,0 +1,177 @@
+"""What a resumed run may change, and the way from a published checkpoint to a run of one's own."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from conftest import run_module, stream_of
+from PIL import Image
+
+from jepa_jax.config import resolve
+from jepa_jax.config.formats import with_format
+from jepa_jax.config.schema import to_dict
+from jepa_jax.data.sources import open_source
+from jepa_jax.errors import UserError
+from jepa_jax.training.resume import check_resumable
+
+RECORDED = pathlib.Path(__file__).parent / "data" / "reference_tiny" / "start.pth.tar"
+
+
+@pytest.fixture
+def saved(tiny, tmp_path):
+    """As much of a checkpoint as is looked at: its configuration, and that it has an optimizer."""
+
+    def save(config):
+        folder = tmp_path / "run" / "checkpoints" / "5"
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "optimizer_state").mkdir(parents=True)
+        (folder / "config").mkdir()
+        metadata = json.dumps(with_format(to_dict(config)))
+        (folder / "config" / "metadata").write_text(metadata)
+        return folder
+
+    return save
+
+
+def changed(config, dotted, value):
+    section, _, field = dotted.rpartition(".")
+    if not section:
+        return dataclasses.replace(config, **{field: value})
+    outer, _, inner = section.partition(".")
+    node = getattr(config, outer)
+    if inner:
+        new = dataclasses.replace(getattr(node, inner), **{field: value})
+        node = dataclasses.replace(node, **{inner: new})
+    else:
+        node = dataclasses.replace(node, **{field: value})
+    return dataclasses.replace(config, **{outer: node})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("data.path", "/elsewhere"),
+        ("data.test_split", "val"),
+        ("data.eval_crop", 0.875),
+        ("logging.every_steps", 7),
+        ("checkpoint.keep_last", 9),
+        ("mesh.fsdp", 2),
+        ("compute.scan_layers", True),
+        ("compute.remat", "full"),
+        ("profile.hlo", True),
+        ("epochs", 99),
+        ("optimizer.lr", 0.5),
+    ],
+)
+def test_what_does_not_make_it_another_run_may_change_and_is_told(tiny, saved, field, value):
+    config = resolve(tiny)
+    told = check_resumable(saved(config), changed(config, field, value))
+    assert list(told) == [field]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", 9),
+        ("batch_size", 32),
+        ("data.train_split", "test"),
+        ("data.crop_scale", (0.5, 1.0)),
+        ("data.mean", (0.5, 0.5, 0.5)),
+        ("model.depth", 3),
+        ("model.drop_path_rate", 0.5),
+        ("init.std", 0.5),
+        ("objective.loss", "smooth_l1"),
+        ("objective.masks.num_targets", 3),
+        ("objective.predictor.depth", 2),
+        ("objective.ema.start_momentum", 0.5),
+    ],
+)
+def test_what_makes_it_another_run_is_refused_by_name(tiny, saved, field, value):
+    config = resolve(tiny)
+    with pytest.raises(UserError, match=rf"config\.{field} = .*: the run in .* another --workdir"):
+        check_resumable(saved(config), changed(config, field, value))
+
+
+def test_ratios_are_compared_by_the_sizes_that_they_give(tiny, saved):
+    """From 64 features and 279 hidden units a ratio of 279 / 64 is recovered, not 48 / 11."""
+    tiny.model.update({"embed_dim": 64, "mlp_ratio": 48 / 11})
+    config = resolve(tiny)
+    recovered = changed(config, "model.mlp_ratio", 279 / 64)
+    assert int(64 * 48 / 11) == 279
+    assert check_resumable(saved(recovered), config) == {}
+    with pytest.raises(UserError, match=r"config\.model\.mlp_hidden_dim = 280: the run in .* 279"):
+        check_resumable(saved(config), changed(config, "model.mlp_ratio", 280 / 64))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """24 images of two classes, 32 x 48 pixels."""
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        folder = tmp_path / "photos" / "train" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (40, 60, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def test_a_published_checkpoint_is_converted_and_trained_on_own_images(photos, tmp_path):
+    """The README's flow, by its commands: convert, then train with the same file and a path."""
+    pytest.importorskip("torch")
+    meta = json.loads((RECORDED.parent / "meta.json").read_text())
+    side = meta["image_size"]
+    fields = [
+        f"--config.data.image_size=({side},{side})",
+        "--config.batch_size=8",
+        "--config.epochs=2",
+        "--config.optimizer.warmup_epochs=1",
+        "--config.mesh.fsdp=1",
+        "--config.compute.dtype=float32",
+        "--config.objective.masks.context_tokens=3",
+        "--config.objective.masks.num_targets=2",
+        f"--config.model.num_heads={meta['num_heads']}",
+        f"--config.objective.predictor.num_heads={meta['num_heads']}",
+        f"--config.model.patch_size={meta['patch_size']}",
+        f"--config.model.embed_dim={meta['embed_dim']}",
+        f"--config.model.depth={meta['depth']}",
+        f"--config.objective.predictor.embed_dim={meta['predictor_embed_dim']}",
+        f"--config.objective.predictor.depth={meta['predictor_depth']}",
+        "--config.model.mlp_ratio=4",
+        "--config.logging.every_steps=1",
+    ]
+    config = ["--config", "configs/in1k_vith14_ep300.py"]
+    workdir = tmp_path / "converted"
+    done = run_module("convert", "official-to-orbax", str(RECORDED), str(workdir), *config, *fields)
+    assert done.returncode == 0, done.stderr
+    done = run_module(
+        "train", *config, *fields, f"--workdir={workdir}", f"--config.data.path={photos}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["step"] == 6
+    assert "config.data.path was None and is" in done.stderr
+    # And on, without the file: with what was saved.
+    done = run_module("train", f"--workdir={workdir}", "--config.epochs=3")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["step"] == 9
+
+
+def test_without_a_file_there_must_be_a_run(tmp_path):
+    done = run_module("train", f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: --workdir {tmp_path}: holds no run to resume; start one with --config FILE\n"
+    )
+
+
+def test_a_data_set_that_has_moved_gives_the_same_batches(tiny, photos, tmp_path):
+    tiny.data.update({"source": "folder", "path": str(photos)})
+    config = resolve(tiny)
+    (before,) = stream_of(config, open_source(config.data, "train")).batches(0, 1, None)
+    photos.rename(tmp_path / "moved")
+    moved = changed(config, "data.path", str(tmp_path / "moved"))
+    (after,) = stream_of(moved, open_source(moved.data, "train")).batches(0, 1, None)
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name])

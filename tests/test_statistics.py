@@ -1,0 +1,102 @@
+"""Batch statistics against float64 NumPy, written from the papers' formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jepa_jax.models.heads import BatchNorm, ProjectionHead
+from jepa_jax.objectives.statistics import covariance_term, sinkhorn, variance_term
+
+
+@pytest.fixture(params=[(12, 5), (4, 9)], ids=["tall", "wide"])
+def features(request):
+    """Some features vary less than the variance term asks for, and some more."""
+    rng = np.random.default_rng(0)
+    n, D = request.param
+    return rng.normal(size=(n, D)) @ rng.normal(size=(D, D)) * rng.uniform(0.05, 1.5, D)
+
+
+def test_the_variance_term_is_the_mean_shortfall_of_the_standard_deviations(features):
+    n = len(features)
+    shortfall = []
+    for column in features.T:
+        variance = np.sum((column - column.mean()) ** 2) / (n - 1)
+        shortfall.append(max(0.0, 1.0 - np.sqrt(variance + 1e-4)))
+    assert min(shortfall) == 0.0 or max(shortfall) > 0.0
+    ours = variance_term(jnp.asarray(features, jnp.float32))
+    np.testing.assert_allclose(ours, np.mean(shortfall), rtol=1e-5)
+
+
+def test_the_variance_term_of_a_collapsed_batch_is_1_less_the_root_of_epsilon():
+    np.testing.assert_allclose(variance_term(jnp.ones((8, 3))), 1.0 - 1e-2, rtol=1e-6)
+
+
+def test_the_covariance_term_is_the_sum_of_squares_off_the_diagonal(features):
+    n, D = features.shape
+    expected = 0.0
+    for i in range(D):
+        for j in range(D):
+            if i != j:
+                a, b = (features[:, k] - features[:, k].mean() for k in (i, j))
+                expected += (np.sum(a * b) / (n - 1)) ** 2
+    ours = covariance_term(jnp.asarray(features, jnp.float32))
+    np.testing.assert_allclose(ours, expected / D, rtol=1e-5)
+
+
+def sinkhorn_by_hand(scores, epsilon, iterations):
+    """Alternate scaling of a K x n matrix, as the paper has it, in float64."""
+    q = np.exp(np.asarray(scores, np.float64).T / epsilon)  # [K, n]
+    K, n = q.shape
+    q /= q.sum()
+    for _ in range(iterations):
+        for k in range(K):
+            q[k] /= q[k].sum() * K
+        for i in range(n):
+            q[:, i] /= q[:, i].sum() * n
+    return q.T * n
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_sinkhorn_scales_columns_and_rows_in_turn(iterations):
+    scores = np.random.default_rng(1).uniform(-1, 1, (10, 4)).astype(np.float32)
+    ours = sinkhorn(jnp.asarray(scores), epsilon=0.05, iterations=iterations)
+    np.testing.assert_allclose(
+        ours, sinkhorn_by_hand(scores, 0.05, iterations), rtol=1e-4, atol=1e-7
+    )
+
+
+def test_sinkhorn_uses_all_prototypes_equally():
+    """Even where all examples prefer the same one."""
+    rng = np.random.default_rng(2)
+    scores = jnp.asarray(rng.uniform(-0.2, 0.2, (12, 3)) + np.array([0.5, 0.0, 0.0]), jnp.float32)
+    q = sinkhorn(scores, epsilon=0.05, iterations=100)
+    np.testing.assert_allclose(q.sum(axis=1), np.ones(12), rtol=1e-5)
+    np.testing.assert_allclose(q.sum(axis=0), np.full(3, 4.0), rtol=1e-2)
+
+
+def test_batch_norm_takes_the_statistics_of_its_batch():
+    x = np.random.default_rng(3).normal(3.0, 2.0, (6, 4))
+    params = {"scale": jnp.array([1.0, 2.0, 0.5, 1.0]), "bias": jnp.array([0.0, 1.0, 0.0, -1.0])}
+    scale, bias = (np.asarray(params[name])[None] for name in ("scale", "bias"))
+    expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) * scale + bias
+    ours = BatchNorm().apply({"params": params}, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_projection_head_is_dense_norm_relu_then_dense():
+    x = np.random.default_rng(4).normal(size=(7, 3)).astype(np.float32)
+    head = ProjectionHead((5, 6, 2))
+    params = head.init(jax.random.key(0), jnp.asarray(x))["params"]
+    assert set(params) == {"fc1", "norm1", "fc2", "norm2", "fc3"}
+    assert "bias" not in params["fc3"]
+    y = np.asarray(x, np.float64)
+    for layer in ("1", "2"):
+        dense = params[f"fc{layer}"]
+        y = y @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"])
+        y = np.maximum((y - y.mean(0)) / np.sqrt(y.var(0) + 1e-5), 0)
+    np.testing.assert_allclose(
+        head.apply({"params": params}, jnp.asarray(x)),
+        y @ np.asarray(params["fc3"]["kernel"]),
+        atol=1e-5,
+    )
