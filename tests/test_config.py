@@ -420,3 +420,17 @@ def test_todays_format_is_read_as_it_was_written_and_a_later_one_is_refused(tiny
     assert upgrade(with_format(config)) == config
     with pytest.raises(UserError, match="checkpoint of format 3: this version reads 1 to 2"):
         upgrade({**config, "format": 3})
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        ({"name": "jepa"}, r"config.objective.name = 'jepa'; must be one of ijepa, supervised"),
+        ({"masks": {}}, r"config.objective.name: missing; must be one of ijepa, supervised"),
+        ("ijepa", r"config.objective = 'ijepa': expected a name and its fields"),
+    ],
+)
+def test_an_objective_is_told_by_its_name(tiny, objective, says):
+    with pytest.raises(UserError) as error:
+        resolve(tiny.to_dict() | {"objective": objective})
+    assert str(error.value).startswith(says)

@@ -24,6 +24,7 @@ SMALL = {
         "masks": {"context_tokens": 4, "num_targets": 2, "target_scale": (0.25, 0.25)},
         "predictor": {"embed_dim": 8, "depth": 1, "num_heads": 2},
     },
+    "supervised": {},
 }
 
 

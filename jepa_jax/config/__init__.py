@@ -8,6 +8,7 @@ from jepa_jax.config.objective import (
     MaskConfig,
     ObjectiveConfig,
     PredictorConfig,
+    SupervisedConfig,
 )
 from jepa_jax.config.probe import ProbeConfig, probe_data, resolve_probe
 from jepa_jax.config.run import (
@@ -42,6 +43,7 @@ __all__ = [
     "PredictorConfig",
     "ProbeConfig",
     "ProfileConfig",
+    "SupervisedConfig",
     "differences",
     "from_mapping",
     "probe_data",

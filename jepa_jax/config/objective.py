@@ -3,11 +3,13 @@
 import dataclasses
 from typing import Literal
 
+from jepa_jax.config.augmentation import AugmentationConfig
 from jepa_jax.config.schema import (
     Positive,
     Ratio,
     Scale,
     Share,
+    ShareBelowOne,
 )
 from jepa_jax.errors import UserError
 
@@ -58,7 +60,20 @@ class IJepaConfig:
             )
 
 
-ObjectiveConfig = IJepaConfig
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SupervisedConfig:
+    """Classification with labels, the control (Dosovitskiy et al., 2021)."""
+
+    name: Literal["supervised"] = "supervised"
+    num_classes: Positive  # labels are 0 .. num_classes - 1
+    label_smoothing: ShareBelowOne = 0.1  # share of the target spread over all classes
+    augmentation: AugmentationConfig = AugmentationConfig(flip=0.5)
+
+    def check(self, grid: tuple[int, int]) -> None:
+        """Nothing to fit; see `config.resolve`."""
+
+
+ObjectiveConfig = IJepaConfig | SupervisedConfig
 
 
 def check_width(section: str, width: int, num_heads: int) -> None:

@@ -1,0 +1,87 @@
+"""The supervised control against float64 NumPy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import load_config_file, randomized, stream_of
+
+from jepa_jax.config import resolve
+from jepa_jax.data.sources import array_source
+from jepa_jax.errors import UserError
+from jepa_jax.models.vision_transformer import make_encoder
+from jepa_jax.objectives.objective import Clock
+from jepa_jax.objectives.registry import make_objective
+from jepa_jax.objectives.supervised import cross_entropy
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = load_config_file("fashion_mnist_supervised")
+    config.batch_size = 8
+    config.model.update({"patch_size": 7, "embed_dim": 16, "depth": 1, "num_heads": 2})
+    return resolve(config)
+
+
+def by_hand(logits, labels, smoothing):
+    logits = np.asarray(logits, np.float64)
+    total = 0.0
+    for row, label in zip(logits, labels, strict=True):
+        log_p = row - row.max() - np.log(np.sum(np.exp(row - row.max())))
+        for c in range(len(row)):
+            q = smoothing / len(row) + (1 - smoothing if c == label else 0.0)
+            total -= q * log_p[c]
+    return total / len(logits)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_cross_entropy_is_that_of_smoothed_labels(smoothing):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0, 3, (6, 5)).astype(np.float32), rng.integers(0, 5, 6)
+    ours = cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing)
+    np.testing.assert_allclose(ours, by_hand(logits, labels, smoothing), rtol=1e-5)
+
+
+def test_the_loss_is_that_of_a_linear_classifier_on_pooled_tokens(config):
+    objective = make_objective(config)
+    params = randomized(objective)
+    rng = np.random.default_rng(1)
+    batch = {
+        "image": jnp.asarray(rng.normal(size=(8, 28, 28, 3)), jnp.float32),
+        "label": jnp.asarray(rng.integers(0, 10, 8), jnp.int32),
+    }
+    value, out = objective.loss(params, (), batch, jax.random.key(0), Clock(0, 1.0))
+    tokens = make_encoder(config).apply({"params": params["encoder"]}, batch["image"])
+    pooled = np.asarray(tokens, np.float64).mean(axis=1)
+    logits = pooled @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+    np.testing.assert_allclose(value, by_hand(logits, batch["label"], 0.1), rtol=1e-5)
+    accuracy = np.mean(logits.argmax(axis=1) == batch["label"])
+    np.testing.assert_allclose(out["metrics"]["train_accuracy"], accuracy, rtol=1e-6)
+
+
+def test_a_batch_s_labels_are_those_of_its_examples(config):
+    labels = np.arange(20) % 10
+    images = np.broadcast_to(labels.astype(np.uint8)[:, None, None, None], (20, 28, 28, 1))
+    source = array_source(np.ascontiguousarray(images), labels, ("",) * 10, (28, 28))
+    for batch in stream_of(config, source).batches(0, 4, None):
+        np.testing.assert_array_equal(batch["label"], labels[batch["example_index"]])
+        std, mean = np.array(config.data.std), np.array(config.data.mean)
+        grey = (batch["image"][:, 0, 0] * std[None] + mean[None])[:, 0] * 255
+        np.testing.assert_allclose(grey, batch["label"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (None, "have no labels"),
+        (np.full(20, 10), r"labels go from 10 to 10, .*num_classes = 10; must be at least 11"),
+        (np.full(20, -1), r"labels go from -1 to -1"),
+    ],
+)
+def test_labels_that_the_classifier_has_no_output_for_are_refused(config, labels, says):
+    source = array_source(np.zeros((20, 28, 28, 1), np.uint8), np.zeros(20, int), (), (28, 28))
+    with pytest.raises(UserError, match=says) as error:
+        stream_of(config, dataclasses.replace(source, labels=labels))
+    assert "\n" not in str(error.value)
