@@ -25,6 +25,7 @@ SMALL = {
         "predictor": {"embed_dim": 8, "depth": 1, "num_heads": 2},
     },
     "supervised": {},
+    "mae": {"decoder": {"embed_dim": 8, "depth": 1, "num_heads": 2}},
 }
 
 

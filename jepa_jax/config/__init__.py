@@ -5,6 +5,7 @@ from jepa_jax.config.data import DataConfig
 from jepa_jax.config.objective import (
     EmaConfig,
     IJepaConfig,
+    MaeConfig,
     MaskConfig,
     ObjectiveConfig,
     PredictorConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "IJepaConfig",
     "InitConfig",
     "LoggingConfig",
+    "MaeConfig",
     "MaskConfig",
     "MeshConfig",
     "ModelConfig",

@@ -73,7 +73,29 @@ class SupervisedConfig:
         """Nothing to fit; see `config.resolve`."""
 
 
-ObjectiveConfig = IJepaConfig | SupervisedConfig
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaeConfig:
+    """Masked autoencoder (He et al., 2022)."""
+
+    name: Literal["mae"] = "mae"
+    # Share of the patches that are hidden; int(N * (1 - mask_ratio)) are seen.
+    mask_ratio: ShareBelowOne = 0.75
+    normalize_pixels: bool = True  # each patch's own mean and standard deviation (section 4.1)
+    decoder: PredictorConfig
+    augmentation: AugmentationConfig = AugmentationConfig(flip=0.5)
+
+    def check(self, grid: tuple[int, int]) -> None:
+        """Numbers that must fit each other; see `config.resolve`."""
+        check_width("objective.decoder", self.decoder.embed_dim, self.decoder.num_heads)
+        num_patches = grid[0] * grid[1]
+        if not 0 < int(num_patches * (1 - self.mask_ratio)) < num_patches:
+            raise UserError(
+                f"config.objective.mask_ratio = {self.mask_ratio}: must leave at least one of the "
+                f"{grid[0]} x {grid[1]} patches visible, and hide at least one"
+            )
+
+
+ObjectiveConfig = IJepaConfig | SupervisedConfig | MaeConfig
 
 
 def check_width(section: str, width: int, num_heads: int) -> None:

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from jepa_jax.config import Config
-from jepa_jax.objectives import ijepa, supervised
+from jepa_jax.objectives import ijepa, mae, supervised
 from jepa_jax.objectives.objective import Objective
 
 # name -> (the run's configuration, the objective's section of it) -> the objective
 OBJECTIVES: dict[str, Callable[[Config, Any], Objective]] = {
     "ijepa": ijepa.make,
     "supervised": supervised.make,
+    "mae": mae.make,
 }
 
 
