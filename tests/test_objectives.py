@@ -26,6 +26,7 @@ SMALL = {
     },
     "supervised": {},
     "mae": {"decoder": {"embed_dim": 8, "depth": 1, "num_heads": 2}},
+    "vicreg": {"expander_dim": 24},
 }
 
 

@@ -10,6 +10,7 @@ from jepa_jax.config.objective import (
     ObjectiveConfig,
     PredictorConfig,
     SupervisedConfig,
+    VicregConfig,
 )
 from jepa_jax.config.probe import ProbeConfig, probe_data, resolve_probe
 from jepa_jax.config.run import (
@@ -46,6 +47,7 @@ __all__ = [
     "ProbeConfig",
     "ProfileConfig",
     "SupervisedConfig",
+    "VicregConfig",
     "differences",
     "from_mapping",
     "probe_data",

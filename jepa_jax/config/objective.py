@@ -5,6 +5,7 @@ from typing import Literal
 
 from jepa_jax.config.augmentation import AugmentationConfig
 from jepa_jax.config.schema import (
+    NotNegative,
     Positive,
     Ratio,
     Scale,
@@ -95,7 +96,28 @@ class MaeConfig:
             )
 
 
-ObjectiveConfig = IJepaConfig | SupervisedConfig | MaeConfig
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VicregConfig:
+    """VICReg (Bardes et al., 2022)."""
+
+    name: Literal["vicreg"] = "vicreg"
+    invariance_weight: NotNegative = 25.0
+    variance_weight: NotNegative = 25.0  # of the mean of both views' terms
+    covariance_weight: NotNegative = 1.0  # of the sum of both views' terms
+    expander_dim: Positive = 8192  # width of all three layers
+    # Of the first view and of the second (BYOL's, which the paper takes over).
+    augmentation: AugmentationConfig = AugmentationConfig(
+        flip=0.5, jitter=0.8, grayscale=0.2, blur=1.0
+    )
+    second_augmentation: AugmentationConfig = AugmentationConfig(
+        flip=0.5, jitter=0.8, grayscale=0.2, blur=0.1, solarize=0.2
+    )
+
+    def check(self, grid: tuple[int, int]) -> None:
+        """Nothing to fit; see `config.resolve`."""
+
+
+ObjectiveConfig = IJepaConfig | SupervisedConfig | MaeConfig | VicregConfig
 
 
 def check_width(section: str, width: int, num_heads: int) -> None:
