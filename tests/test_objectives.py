@@ -27,6 +27,16 @@ SMALL = {
     "supervised": {},
     "mae": {"decoder": {"embed_dim": 8, "depth": 1, "num_heads": 2}},
     "vicreg": {"expander_dim": 24},
+    "swav": {
+        "num_prototypes": 12,
+        "hidden_dim": 16,
+        "output_dim": 8,
+        "freeze_prototypes_steps": 1,
+        "queue_length": 32,  # two batches: used from the third step on
+        "queue_start_step": 0,
+        "num_local": 2,
+        "local_size": (14, 14),
+    },
 }
 
 

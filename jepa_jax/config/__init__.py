@@ -10,6 +10,7 @@ from jepa_jax.config.objective import (
     ObjectiveConfig,
     PredictorConfig,
     SupervisedConfig,
+    SwavConfig,
     VicregConfig,
 )
 from jepa_jax.config.probe import ProbeConfig, probe_data, resolve_probe
@@ -47,6 +48,7 @@ __all__ = [
     "ProbeConfig",
     "ProfileConfig",
     "SupervisedConfig",
+    "SwavConfig",
     "VicregConfig",
     "differences",
     "from_mapping",

@@ -1,16 +1,18 @@
 """The configuration of each objective. `config.objective.name` says which one it is."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from jepa_jax.config.augmentation import AugmentationConfig
 from jepa_jax.config.schema import (
+    AboveZero,
     NotNegative,
     Positive,
     Ratio,
     Scale,
     Share,
     ShareBelowOne,
+    at_least,
 )
 from jepa_jax.errors import UserError
 
@@ -117,7 +119,41 @@ class VicregConfig:
         """Nothing to fit; see `config.resolve`."""
 
 
-ObjectiveConfig = IJepaConfig | SupervisedConfig | MaeConfig | VicregConfig
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SwavConfig:
+    """SwAV (Caron et al., 2020). The two large crops are those of `config.data`."""
+
+    name: Literal["swav"] = "swav"
+    num_prototypes: Positive = 3000  # K
+    hidden_dim: Positive = 2048  # of the projector
+    output_dim: Positive = 128  # E, of what is compared with the prototypes
+    temperature: AboveZero = 0.1
+    epsilon: AboveZero = 0.05  # entropy of the assignments
+    sinkhorn_iterations: Positive = 3
+    freeze_prototypes_steps: Annotated[int, at_least(0)] = 313  # at the start
+    # Embeddings of earlier batches, L, where the batch is smaller than K; published: 3840 for
+    # batches of 256, from epoch 15 on. 0: none.
+    queue_length: Annotated[int, at_least(0)] = 0
+    queue_start_step: Annotated[int, at_least(0)] = 0  # when it begins to be filled
+    num_local: Annotated[int, at_least(0)] = 6  # small crops
+    local_size: tuple[Positive, Positive] = (96, 96)  # height, width in pixels
+    local_crop_scale: Scale = (0.05, 0.14)  # share of the image's area
+    augmentation: AugmentationConfig = AugmentationConfig(
+        flip=0.5,
+        jitter=0.8,
+        brightness=0.8,
+        contrast=0.8,
+        saturation=0.8,
+        hue=0.2,
+        grayscale=0.2,
+        blur=0.5,
+    )
+
+    def check(self, grid: tuple[int, int]) -> None:
+        """Nothing to fit; see `config.resolve`."""
+
+
+ObjectiveConfig = IJepaConfig | SupervisedConfig | MaeConfig | VicregConfig | SwavConfig
 
 
 def check_width(section: str, width: int, num_heads: int) -> None:

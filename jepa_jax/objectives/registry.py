@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jepa_jax.config import Config
-from jepa_jax.objectives import ijepa, mae, supervised, vicreg
+from jepa_jax.objectives import ijepa, mae, supervised, swav, vicreg
 from jepa_jax.objectives.objective import Objective
 
 # name -> (the run's configuration, the objective's section of it) -> the objective
@@ -13,6 +13,7 @@ OBJECTIVES: dict[str, Callable[[Config, Any], Objective]] = {
     "supervised": supervised.make,
     "mae": mae.make,
     "vicreg": vicreg.make,
+    "swav": swav.make,
 }
 
 
