@@ -3,7 +3,8 @@
     official-to-orbax  FILE.pth.tar -> a workdir, whose training can be continued
     orbax-to-official  a workdir or checkpoint -> FILE.pth.tar, which the reference loads
     hf-to-orbax        a folder with model.safetensors (Hugging Face's IJepaModel, or timm's names),
-                       or such a file -> a workdir with one encoder
+                       or such a file -> a workdir with one encoder; or such a folder of a
+                       ViTMAEForPreTraining -> a workdir with the encoder and decoder of `mae`
     orbax-to-hf        a workdir or checkpoint -> a folder for IJepaModel.from_pretrained
 
 Numbers are copied, bit for bit. The architecture is read from the tensors' shapes; what they do not
@@ -35,10 +36,13 @@ from jepa_jax.interop.huggingface import (
 from jepa_jax.interop.names import NETWORKS
 from jepa_jax.interop.official import Official, official_items, open_official
 from jepa_jax.interop.official_writer import official_bytes, write_official
+from jepa_jax.interop.vit_mae import VitMae, is_vit_mae, open_vit_mae, vit_mae_items
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
 
 VERBS = ("official-to-orbax", "orbax-to-official", "hf-to-orbax", "orbax-to-hf")
+DEFAULT_CONFIG = "configs/in1k_vith14_ep300.py"
+VIT_MAE_CONFIG = "configs/in1k_mae_vitb16_ep1600.py"
 log = logging.getLogger(__name__)
 
 
@@ -52,7 +56,15 @@ def official_to_orbax(
 
 
 def hf_to_orbax(source: pathlib.Path, destination: pathlib.Path, **options: Any) -> dict[str, Any]:
-    """Converts one encoder; see `open_huggingface` for options and errors."""
+    """Converts one encoder, or a ViTMAE.
+
+    See `open_huggingface` for options and errors, and `open_vit_mae`.
+    """
+    if is_vit_mae(source):
+        del options["base_is_given"]  # the folder itself says what else would depend on it
+        model = open_vit_mae(source, **options)
+        parts = functools.partial(vit_mae_items, model)
+        return _to_orbax(destination, model, parts) | {"networks": list(model.networks)}
     found = open_huggingface(source, **options)
     items = functools.partial(huggingface_items, found)
     return _to_orbax(destination, found, items) | {"networks": [found.network]}
@@ -69,7 +81,9 @@ def orbax_to_official(
     return {"networks": networks}
 
 
-def orbax_to_hf(source: pathlib.Path, destination: pathlib.Path, *, network: str) -> dict[str, Any]:
+def orbax_to_hf(
+    source: pathlib.Path, destination: pathlib.Path, *, network: str | None
+) -> dict[str, Any]:
     """Converts one encoder; see `write_huggingface` for errors."""
     folder = checkpoint.find(source)
     config = checkpoint.read_config(folder)
@@ -82,7 +96,7 @@ def orbax_to_hf(source: pathlib.Path, destination: pathlib.Path, *, network: str
 
 def _to_orbax(
     destination: pathlib.Path,
-    opened: Official | HuggingFace,
+    opened: Official | HuggingFace | VitMae,
     items: Callable[[Callable[[int], None]], Iterator[tuple[str, Any]]],
 ) -> dict[str, Any]:
     """Writes a workdir with one checkpoint; returns what the JSON line says of it."""
@@ -118,7 +132,7 @@ def main() -> None:
     parser.add_argument(
         "--config",
         help="to Orbax: the config file for all but the architecture "
-        "(default: configs/in1k_vith14_ep300.py)",
+        f"(default: {DEFAULT_CONFIG}; of a ViTMAE: {VIT_MAE_CONFIG})",
     )
     parser.add_argument(
         "--num-heads",
@@ -153,7 +167,8 @@ def main() -> None:
         if arguments.num_heads is not None and arguments.num_heads < 1:
             raise UserError(f"--num-heads {arguments.num_heads}: must be at least 1")
         if arguments.verb.endswith("-to-orbax"):
-            config = arguments.config or "configs/in1k_vith14_ep300.py"
+            usual = VIT_MAE_CONFIG if is_vit_mae(source) else DEFAULT_CONFIG
+            config = arguments.config or usual
             options = {
                 "base": load_config(config, overrides),
                 "base_is_given": arguments.config is not None,

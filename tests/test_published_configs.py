@@ -58,7 +58,7 @@ def config(name):
 
 def test_no_published_run_is_forgotten_here():
     files = {path.stem for path in (REPOSITORY / "configs").glob("in*.py")}
-    assert files == set(RUNS)
+    assert files == {*RUNS, "in1k_mae_vitb16_ep1600"}
 
 
 def test_dimensions_are_the_published_ones(name, config):
@@ -121,6 +121,22 @@ def test_schedules_pass_through_the_published_values(name, config):
     ema = config.objective.ema
     assert float(momentum_at(ema, 0, horizon)) == pytest.approx(0.996)
     assert float(momentum_at(ema, last, horizon)) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_masked_autoencoder_follows_the_recipe_of_its_paper():
+    config = resolve(load_config_file("in1k_mae_vitb16_ep1600"))
+    rate, decay, _ = make_schedules(config, epoch := IMAGENET_1K // config.batch_size)
+    assert float(rate(40 * epoch)) == pytest.approx(1.5e-4 * 4096 / 256, rel=1e-6)
+    assert float(rate(0)) == pytest.approx(2.4e-3 / (40 * epoch), rel=1e-5)
+    assert float(rate(1600 * epoch - 1)) == pytest.approx(0, abs=1e-9)
+    assert float(decay(0)) == float(decay(1600 * epoch - 1)) == pytest.approx(0.05)
+    params = jax.eval_shape(make_objective(config).init, jax.random.key(0))
+    count = {part: sum(x.size for x in jax.tree.leaves(tree)) for part, tree in params.items()}
+    ends = (768 * 512 + 512) + (512 * 768 + 768) + 512  # in, out (3 x 16 x 16 values), mask token
+    assert count["decoder"] == ends + num_parameters(8, 512, 2048)
+    token = 768
+    embed = 3 * 16**2 * 768 + 768
+    assert count["encoder"] == token + embed + num_parameters(12, 768, 3072)
 
 
 @pytest.mark.parametrize("devices", [8, 16, 256])

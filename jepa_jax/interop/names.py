@@ -1,7 +1,8 @@
 """Which tensor of another library holds which part of our parameters.
 
 Three layouts hold the same numbers: the reference's (and timm's) names, the names under which
-Hugging Face stores an `IJepaModel`, and those of its modules since transformers 5. Ours differ from
+Hugging Face stores an `IJepaModel`, and those of its modules since transformers 5. A `ViTMAE` has
+those of Hugging Face, below prefixes. Ours differ from
 all in that the blocks are stacked, kernels are [inputs, outputs], and a patch is flattened as (row,
 column, channel). Everything here is a copy of numbers: there and back is exact.
 """
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jepa_jax.config import Config, IJepaConfig
+from jepa_jax.config import Config, IJepaConfig, MaeConfig
 from jepa_jax.errors import UserError
 
 # The encoders of a trained I-JEPA: the moving average, which the paper evaluates, and the context
@@ -68,6 +69,28 @@ HUGGINGFACE_5 = HUGGINGFACE._replace(
     fc1="mlp.fc1",
     fc2="mlp.fc2",
 )
+# A `ViTMAEForPreTraining`'s encoder and its decoder, as transformers 4 and the published files name
+# them, and as the modules are named since transformers 5 ...
+VIT_MAE_ENCODERS = tuple(
+    style._replace(
+        pos_embed=f"vit.{style.pos_embed}",
+        block=f"vit.{style.block}",
+        norm=f"vit.{style.norm}",
+        patch_embed=f"vit.{style.patch_embed}",
+    )
+    for style in (HUGGINGFACE, HUGGINGFACE_5)
+)
+# ... which has a third name for the decoder's blocks: its `save_pretrained` writes it.
+VIT_MAE_DECODERS = tuple(
+    style._replace(
+        pos_embed="decoder.decoder_pos_embed", block=f"decoder.{block}", norm="decoder.decoder_norm"
+    )
+    for style, block in (
+        (HUGGINGFACE, "decoder_layers.{}."),
+        (HUGGINGFACE_5, "decoder_layers.{}."),
+        (HUGGINGFACE, "decoder_encoder.layer.{}."),
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +141,17 @@ def ijepa_settings(config: Config) -> IJepaConfig:
     """The objective's section of a configuration that can be converted.
 
     Raises:
-      UserError: it is of another objective.
+      UserError: it is of another objective, or its encoder has a class token.
     """
     if not isinstance(config.objective, IJepaConfig):
         raise UserError(
             f"config.objective.name = {config.objective.name}: the formats of other libraries hold "
             "models of ijepa alone"
+        )
+    if config.model.class_token:
+        raise UserError(
+            "config.model.class_token = True: the formats of other libraries hold models of ijepa "
+            "without one"
         )
     return config.objective
 
@@ -133,11 +161,39 @@ def predictor_tensors(config: Config) -> list[Tensor]:
     predictor, outer = ijepa_settings(config).predictor, config.model.embed_dim
     dim = predictor.embed_dim
     return [
-        Tensor("mask_token", (1, 1, dim), (0, 1, 2), ("mask_token",), (...,)),
+        _token("mask_token", dim, ("mask_token",)),
         *_dense("predictor_embed", outer, dim, ("embed",), (...,)),
         *_transformer(PREDICTOR, predictor.depth, dim, predictor.num_heads, hidden_dim=4 * dim),
         *_dense("predictor_proj", dim, outer, ("proj",), (...,)),
     ]
+
+
+def vit_mae_tensors(
+    config: Config, settings: MaeConfig, encoder: Style, decoder: Style
+) -> dict[str, list[Tensor]]:
+    """All of a ViTMAE's tensors but its fixed positions: those of its encoder and its decoder.
+
+    Args:
+      settings: the objective's section of the configuration.
+      encoder, decoder: of `VIT_MAE_ENCODERS` and `VIT_MAE_DECODERS`.
+    """
+    outer, dim = config.model.embed_dim, settings.decoder.embed_dim
+    values = 3 * config.model.patch_size**2
+    blocks = _transformer(
+        decoder, settings.decoder.depth, dim, settings.decoder.num_heads, hidden_dim=4 * dim
+    )
+    return {
+        "encoder": [
+            _token("vit.embeddings.cls_token", outer, ("cls_token",)),
+            *encoder_tensors(config, encoder),
+        ],
+        "decoder": [
+            _token("decoder.mask_token", dim, ("mask_token",)),
+            *_dense("decoder.decoder_embed", outer, dim, ("embed",), (...,)),
+            *blocks,
+            *_dense("decoder.decoder_pred", dim, values, ("proj",), (...,)),
+        ],
+    }
 
 
 def _transformer(
@@ -186,6 +242,10 @@ def _norm(name: str, dim: int, path: tuple[str, ...], index: tuple[Any, ...]) ->
         Tensor(f"{name}.weight", (dim,), (0,), (*path, "scale"), index),
         Tensor(f"{name}.bias", (dim,), (0,), (*path, "bias"), index),
     ]
+
+
+def _token(name: str, dim: int, path: tuple[str, ...]) -> Tensor:
+    return Tensor(name, (1, 1, dim), (0, 1, 2), path, (...,))
 
 
 def _vector(name: str, dim: int, path: tuple[str, ...]) -> Tensor:
