@@ -160,3 +160,9 @@ def test_prototypes_are_frozen_for_the_first_steps_and_trained_after_them(batch,
 def test_a_queue_shorter_than_a_batch_is_refused():
     with pytest.raises(UserError, match=r"queue_length = 5: must hold a batch of .* = 6 at least"):
         make_objective(small_config(queue_length=5))
+
+
+def test_small_crops_that_patches_do_not_fill_are_refused_before_anything_runs():
+    with pytest.raises(UserError, match=r"local_size = \(14, 15\): the width must be .*_size = 7"):
+        small_config(local_size=(14, 15))
+    small_config(local_size=(14, 15), num_local=0)  # there are none

@@ -1,7 +1,7 @@
 """The configuration of each objective. `config.objective.name` says which one it is."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from jepa_jax.config.augmentation import AugmentationConfig
 from jepa_jax.config.schema import (
@@ -15,6 +15,9 @@ from jepa_jax.config.schema import (
     at_least,
 )
 from jepa_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from jepa_jax.config.run import Config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +56,9 @@ class IJepaConfig:
     predictor: PredictorConfig
     ema: EmaConfig = EmaConfig()
 
-    def check(self, grid: tuple[int, int]) -> None:
+    def check(self, config: "Config") -> None:
         """Numbers that must fit each other; see `config.resolve`."""
+        grid = config.grid
         check_width("objective.predictor", self.predictor.embed_dim, self.predictor.num_heads)
         if self.masks.context_tokens > grid[0] * grid[1]:
             raise UserError(
@@ -72,7 +76,7 @@ class SupervisedConfig:
     label_smoothing: ShareBelowOne = 0.1  # share of the target spread over all classes
     augmentation: AugmentationConfig = AugmentationConfig(flip=0.5)
 
-    def check(self, grid: tuple[int, int]) -> None:
+    def check(self, config: "Config") -> None:
         """Nothing to fit; see `config.resolve`."""
 
 
@@ -87,8 +91,9 @@ class MaeConfig:
     decoder: PredictorConfig
     augmentation: AugmentationConfig = AugmentationConfig(flip=0.5)
 
-    def check(self, grid: tuple[int, int]) -> None:
+    def check(self, config: "Config") -> None:
         """Numbers that must fit each other; see `config.resolve`."""
+        grid = config.grid
         check_width("objective.decoder", self.decoder.embed_dim, self.decoder.num_heads)
         num_patches = grid[0] * grid[1]
         if not 0 < int(num_patches * (1 - self.mask_ratio)) < num_patches:
@@ -115,7 +120,7 @@ class VicregConfig:
         flip=0.5, jitter=0.8, grayscale=0.2, blur=0.1, solarize=0.2
     )
 
-    def check(self, grid: tuple[int, int]) -> None:
+    def check(self, config: "Config") -> None:
         """Nothing to fit; see `config.resolve`."""
 
 
@@ -149,8 +154,10 @@ class SwavConfig:
         blur=0.5,
     )
 
-    def check(self, grid: tuple[int, int]) -> None:
-        """Nothing to fit; see `config.resolve`."""
+    def check(self, config: "Config") -> None:
+        """Numbers that must fit each other; see `config.resolve`."""
+        if self.num_local:
+            check_patches("objective.local_size", self.local_size, config.model.patch_size)
 
 
 ObjectiveConfig = IJepaConfig | SupervisedConfig | MaeConfig | VicregConfig | SwavConfig
@@ -172,3 +179,17 @@ def check_width(section: str, width: int, num_heads: int) -> None:
             f"config.{section}.num_heads = {num_heads}: must divide config.{section}.embed_dim = "
             f"{width}"
         )
+
+
+def check_patches(field: str, size: tuple[int, int], patch_size: int) -> None:
+    """Refuses a height or width in pixels that patches do not fill.
+
+    Raises:
+      UserError: with the field and the side.
+    """
+    for side, pixels in zip(("height", "width"), size, strict=True):
+        if pixels % patch_size:
+            raise UserError(
+                f"config.{field} = {size}: the {side} must be a positive multiple of "
+                f"config.model.patch_size = {patch_size}"
+            )

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from jepa_jax.config.data import DataConfig
 from jepa_jax.config.formats import refuse_moved, replace_sentinels
-from jepa_jax.config.objective import ObjectiveConfig, check_width
+from jepa_jax.config.objective import ObjectiveConfig, check_patches, check_width
 from jepa_jax.config.schema import (
     AboveZero,
     Bound,
@@ -149,18 +149,12 @@ def resolve(config: Any) -> Config:
     """
     refuse_moved(config)
     resolved = from_mapping(Config, replace_sentinels(config))
-    patch_size, image_size = resolved.model.patch_size, resolved.data.image_size
-    for side, pixels in zip(("height", "width"), image_size, strict=True):
-        if pixels % patch_size:
-            raise UserError(
-                f"config.data.image_size = {image_size}: the {side} must be a positive multiple of "
-                f"config.model.patch_size = {patch_size}"
-            )
+    check_patches("data.image_size", resolved.data.image_size, resolved.model.patch_size)
     check_width("model", resolved.model.embed_dim, resolved.model.num_heads)
     if resolved.batch_size % resolved.optimizer.accumulation_steps:
         raise UserError(
             f"config.batch_size = {resolved.batch_size}: must be a multiple of "
             f"config.optimizer.accumulation_steps = {resolved.optimizer.accumulation_steps}"
         )
-    resolved.objective.check(resolved.grid)
+    resolved.objective.check(resolved)
     return resolved
