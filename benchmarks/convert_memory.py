@@ -23,10 +23,10 @@ import torch
 
 from jepa_jax.config import Config, resolve
 from jepa_jax.config.files import load_config
+from jepa_jax.config.sizes import vit_size
 from jepa_jax.interop.names import Tensor
 from jepa_jax.interop.official import in_order, parameter_groups
 from jepa_jax.models.positions import sincos_positions
-from jepa_jax.models.sizes import vit_size
 
 SAMPLE_SECONDS = 0.05
 NETWORKS = ("encoder", "predictor", "target_encoder")

@@ -17,7 +17,7 @@ import jax
 
 from jepa_jax.config import resolve
 from jepa_jax.config.files import load_config
-from jepa_jax.models.sizes import vit_size
+from jepa_jax.config.sizes import vit_size
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training.setup import set_up
 

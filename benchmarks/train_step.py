@@ -24,8 +24,8 @@ import numpy as np
 
 from jepa_jax.config import Config, resolve
 from jepa_jax.config.files import load_config
+from jepa_jax.config.sizes import vit_size
 from jepa_jax.models.predictor import make_predictor
-from jepa_jax.models.sizes import vit_size
 from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.planning.chips import CHIPS

@@ -6,7 +6,7 @@ not from Xavier's uniform one, and crops are resized bilinearly, not bicubically
 
 import ml_collections
 
-from jepa_jax.models.sizes import vit_size
+from jepa_jax.config.sizes import vit_size
 
 from .in1k_vith14_ep300 import get_config as published
 

@@ -5,7 +5,7 @@ The reference's file for this run is not public; the recipe is taken to be that 
 
 import ml_collections
 
-from jepa_jax.models.sizes import vit_size
+from jepa_jax.config.sizes import vit_size
 
 from .in1k_vith14_ep300 import get_config as published
 

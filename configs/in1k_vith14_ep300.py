@@ -13,7 +13,7 @@ ramp of the weight decay. Five neighbours start from this file.
 
 import ml_collections
 
-from jepa_jax.models.sizes import vit_size
+from jepa_jax.config.sizes import vit_size
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -5,7 +5,7 @@ As in22k_vith14_ep66.py, but wider and deeper, on a coarser grid.
 
 import ml_collections
 
-from jepa_jax.models.sizes import vit_size
+from jepa_jax.config.sizes import vit_size
 
 from .in22k_vith14_ep66 import get_config as published
 

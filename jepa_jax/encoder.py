@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jepa_jax.config import Config, resolve, to_dict
+from jepa_jax.config.sizes import vit_size
 from jepa_jax.errors import UserError
-from jepa_jax.models.sizes import vit_size
 from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.objective import initial_encoder
 from jepa_jax.objectives.registry import make_objective

@@ -21,8 +21,10 @@ import numpy as np
 
 from jepa_jax.batch.masks import MultiBlock, check_feasible
 from jepa_jax.command_line import make_parser, run_command
-from jepa_jax.config import Config, resolve, to_dict
+from jepa_jax.config import Config, DataConfig, resolve, to_dict
+from jepa_jax.config.derived import ImageFacts
 from jepa_jax.config.files import load_config, override
+from jepa_jax.data.facts import image_facts
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import Source, open_source
 from jepa_jax.data.stream import make_stream
@@ -99,15 +101,21 @@ def online_knn(config: Config, objective: Objective, source: Source) -> Callable
 
 
 def read_configuration(
-    path: str | None, workdir: pathlib.Path | None, overrides: list[str]
+    path: str | None,
+    workdir: pathlib.Path | None,
+    overrides: list[str],
+    measure: Callable[[DataConfig], ImageFacts] = image_facts,
 ) -> Config:
     """The configuration of a file, or the one that the run in a workdir was saved with.
+
+    Args:
+      measure: looks at the training images, where the configuration follows from them.
 
     Raises:
       UserError: there is neither, or it is not a valid one.
     """
     if path is not None:
-        return resolve(load_config(path, overrides))
+        return resolve(load_config(path, overrides), measure)
     if workdir is None:
         raise UserError("--config FILE: is needed, or the --workdir of a run to resume")
     if checkpoint.latest_step(workdir) is None:
@@ -115,7 +123,7 @@ def read_configuration(
             f"--workdir {workdir}: holds no run to resume; start one with --config FILE"
         )
     saved = to_dict(checkpoint.read_config(checkpoint.find(workdir)))
-    return resolve(override(saved, overrides))
+    return resolve(override(saved, overrides), measure)
 
 
 def print_plan(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -169,9 +177,13 @@ def main() -> None:
     )
 
     def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any] | None:
-        config = read_configuration(arguments.config, arguments.workdir, overrides)
-        if arguments.plan:
+        if arguments.plan:  # without data
+            assumed = ImageFacts(arguments.images, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+            config = read_configuration(
+                arguments.config, arguments.workdir, overrides, lambda _: assumed
+            )
             return print_plan(config, arguments)
+        config = read_configuration(arguments.config, arguments.workdir, overrides)
         for name in ("devices", "chip", "topology", "mfu"):
             if getattr(arguments, name) is not None:
                 parser.error(f"--{name} goes with --plan")

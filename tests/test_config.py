@@ -5,6 +5,7 @@ import pytest
 from conftest import load_config_file
 
 from jepa_jax.config import differences, resolve, resolve_probe, to_dict
+from jepa_jax.config.derived import ImageFacts
 from jepa_jax.config.files import load_config, override
 from jepa_jax.config.formats import upgrade, with_format
 from jepa_jax.errors import UserError
@@ -39,7 +40,8 @@ def refusal(config, **fields):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_every_config_file_resolves(path):
-    resolve(load_config_file(path.stem))
+    facts = ImageFacts(3000, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    resolve(load_config_file(path.stem), lambda _: facts)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("probe/*.py")), ids=lambda path: path.stem)

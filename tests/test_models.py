@@ -13,10 +13,10 @@ from numpy_model import (
 )
 from scipy.stats import norm
 
+from jepa_jax.config.sizes import vit_size
 from jepa_jax.models.patches import gather_tokens, patchify
 from jepa_jax.models.positions import sincos_positions
 from jepa_jax.models.predictor import Predictor
-from jepa_jax.models.sizes import vit_size
 from jepa_jax.models.transformer import Transformer, gelu
 from jepa_jax.models.vision_transformer import VisionTransformer
 

@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 from conftest import ijepa_loss, load_config_file
 
-from jepa_jax.config import resolve
+from jepa_jax.config import EmaConfig, resolve
 from jepa_jax.models.predictor import make_predictor
 from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.ijepa import (
     gather_blocks,
+    momentum_at,
     prediction_loss,
     target_tokens,
 )
 from jepa_jax.objectives.registry import make_objective
+from jepa_jax.objectives.statistics import sigreg
 
 # A 3 x 4 grid: [B, K] and [B, M, T].
 CONTEXT = jnp.array([[0, 3, 5, 11], [1, 2, 6, 7]], jnp.int32)
@@ -121,6 +123,70 @@ def test_target_tokens_are_normalised_in_float32_with_eps_1e_5(scale, dtype):
     ours = target_tokens(tokens)
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, numpy_normalised(tokens.astype(jnp.float32)), atol=2e-5)
+
+
+def test_batch_targets_have_no_mean_and_unit_deviation_at_each_position():
+    tokens = np.random.default_rng(5).normal(0.5, 2.0, (6, 3, 8)).astype(np.float32)
+    expected = np.empty_like(tokens, np.float64)
+    for position in range(3):
+        for feature in range(8):
+            column = tokens[:, position, feature].astype(np.float64)
+            deviation = np.sqrt(np.mean((column - column.mean()) ** 2) + 1e-5)
+            expected[:, position, feature] = (column - column.mean()) / deviation
+    np.testing.assert_allclose(target_tokens(jnp.asarray(tokens), "batch"), expected, atol=1e-5)
+
+
+def changed(config, **settings):
+    config = config.copy_and_resolve_references()
+    config.objective.update(settings)
+    return make_objective(resolve(config))
+
+
+def test_batch_targets_forget_what_all_images_share(config, params, target, batch):
+    """Images that are all alike leave nothing to predict: every target is 0."""
+    objective = changed(config, target_norm="batch")
+    alike = batch | {"image": jnp.broadcast_to(batch["image"][:1], batch["image"].shape)}
+    params = params | {"predictor": jax.tree.map(jnp.zeros_like, params["predictor"])}
+    value = jax.jit(lambda *a: ijepa_loss(objective)(*a, KEY))(params, target, alike)
+    np.testing.assert_allclose(value, 0.0, atol=1e-6)
+    assert not objective.mean_over_examples
+
+
+@pytest.mark.parametrize("name", ["variance_covariance", "sigreg"])
+def test_the_regularizer_adds_its_terms_of_the_context_encoder_s_mean_token(
+    config, params, target, batch, loss, name
+):
+    weights = {"variance_weight": 0.3, "covariance_weight": 0.7}
+    if name == "sigreg":
+        weights = {"weight": 0.4, "num_directions": 8}
+    objective = changed(config, regularizer={"name": name, **weights})
+    value = jax.jit(lambda *a: ijepa_loss(objective)(*a, KEY))(params, target, batch)
+    without = loss(params, target, batch)
+    encoder = make_encoder(resolve(config))
+    context = encoder.apply(
+        {"params": params["encoder"]}, batch["image"], batch["context_index"]
+    )  # [B, K, D]
+    pooled = np.asarray(context, np.float64).mean(1)
+    if name == "sigreg":
+        key = jax.random.fold_in(KEY, 1)
+        added = 0.4 * sigreg(jnp.asarray(pooled, jnp.float32), key, num_directions=8) / 2
+    else:
+        covariance = np.cov(pooled.T)
+        short = np.maximum(0, 1 - np.sqrt(np.diag(covariance) + 1e-4)).mean()
+        off_diagonal = covariance - np.diag(np.diag(covariance))
+        added = 0.3 * short + 0.7 * (off_diagonal**2).sum() / pooled.shape[1]
+    np.testing.assert_allclose(value - without, added, rtol=1e-4)
+    assert not objective.mean_over_examples
+
+
+@pytest.mark.parametrize("horizon", [60.0, 460.0, 3744.0])
+@pytest.mark.parametrize("share", [0.5, 1e-3])
+def test_the_target_keeps_the_share_of_its_start_that_is_asked_for(horizon, share):
+    ema = EmaConfig(kept_share=share)
+    momenta = [float(momentum_at(ema, step, horizon)) for step in range(int(horizon))]
+    np.testing.assert_allclose(np.prod(momenta), share, rtol=2e-3)
+    assert momenta == sorted(momenta)
+    np.testing.assert_allclose(momentum_at(ema, int(horizon), horizon), 1.0)
 
 
 def test_gather_blocks_takes_each_block_s_tokens():

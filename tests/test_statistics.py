@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jepa_jax.models.heads import BatchNorm, ProjectionHead
-from jepa_jax.objectives.statistics import covariance_term, sinkhorn, variance_term
+from jepa_jax.objectives.statistics import covariance_term, sigreg, sinkhorn, variance_term
 
 
 @pytest.fixture(params=[(12, 5), (4, 9)], ids=["tall", "wide"])
@@ -100,3 +100,38 @@ def test_a_projection_head_is_dense_norm_relu_then_dense():
         y @ np.asarray(params["fc3"]["kernel"]),
         atol=1e-5,
     )
+
+
+def sigreg_by_hand(z, directions):
+    """The statistic from its integral, by the trapezoid rule on all of [-3, 3], in float64."""
+    n, t = len(z), np.linspace(-3, 3, 33)
+    total = 0.0
+    for direction in directions.T:
+        x = z @ (direction / np.linalg.norm(direction))
+        empirical = np.array([np.mean(np.exp(1j * s * x)) for s in t])
+        integrand = np.abs(empirical - np.exp(-(t**2) / 2)) ** 2 * np.exp(-(t**2) / 2)
+        total += n * np.trapezoid(integrand, t)
+    return total / directions.shape[1]
+
+
+def test_sigreg_is_the_weighted_distance_of_the_characteristic_functions(features):
+    key = jax.random.key(3)
+    directions = jax.random.normal(key, (features.shape[1], 7))
+    ours = sigreg(jnp.asarray(features, jnp.float32), key, num_directions=7)
+    expected = sigreg_by_hand(features, np.asarray(directions, np.float64))
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [64, 256])
+def test_sigreg_of_a_normal_sample_is_near_1_052_whatever_its_size(n):
+    keys = jax.random.split(jax.random.key(0), 40)
+    values = [
+        sigreg(jax.random.normal(key, (n, 8)), jax.random.fold_in(key, 1), num_directions=64)
+        for key in keys
+    ]
+    assert abs(np.mean(values) - 1.052) < 0.08
+
+
+def test_sigreg_of_a_batch_collapsed_to_zero_is_0_402_of_its_size():
+    value = sigreg(jnp.zeros((50, 8)), jax.random.key(0), num_directions=16)
+    np.testing.assert_allclose(value, 0.402 * 50, rtol=2e-3)

@@ -9,8 +9,10 @@ from jepa_jax.config.objective import (
     MaskConfig,
     ObjectiveConfig,
     PredictorConfig,
+    SigregConfig,
     SupervisedConfig,
     SwavConfig,
+    VarianceCovarianceConfig,
     VicregConfig,
 )
 from jepa_jax.config.probe import ProbeConfig, probe_data, resolve_probe
@@ -47,8 +49,10 @@ __all__ = [
     "PredictorConfig",
     "ProbeConfig",
     "ProfileConfig",
+    "SigregConfig",
     "SupervisedConfig",
     "SwavConfig",
+    "VarianceCovarianceConfig",
     "VicregConfig",
     "differences",
     "from_mapping",

@@ -11,6 +11,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from jepa_jax.config.derived import REPLACES
 from jepa_jax.config.schema import Text
 from jepa_jax.errors import UserError
 
@@ -63,6 +64,8 @@ def override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
         name, equals, text = argument.removeprefix("--config.").partition("=")
         if not equals:
             raise UserError(f"{argument}: needs a value, --config.{name}=VALUE")
+        for replaced in REPLACES.get(name, ()):
+            _remove(config, replaced.split("."))
         *sections, field = name.split(".")
         node = config
         for section in sections:
@@ -71,6 +74,13 @@ def override(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
                 raise UserError(f"{argument}: {section} is a value and has no fields")
         node[field] = Text(text)
     return config
+
+
+def _remove(config: dict[str, Any], path: list[str]) -> None:
+    *sections, field = path
+    for section in sections:
+        config = config.get(section, {})
+    config.pop(field, None)
 
 
 def _run(file: pathlib.Path, package: str) -> types.ModuleType:

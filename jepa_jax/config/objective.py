@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from jepa_jax.config.augmentation import AugmentationConfig
 from jepa_jax.config.schema import (
     AboveZero,
+    Bound,
     NotNegative,
     Positive,
     Ratio,
@@ -44,6 +45,28 @@ class PredictorConfig:
 class EmaConfig:
     start_momentum: Share = 0.996  # of the target encoder, rising linearly ...
     final_momentum: Share = 1.0  # ... to this
+    # In place of `start_momentum`, which then follows from the number of steps: the share of its
+    # start that the target keeps at the end, the product of all momenta. At .996, a run of 60 steps
+    # keeps 89 %, one of 460 steps 40 %, and one of 3,700 steps 0.06 %.
+    kept_share: Annotated[float, Bound("lie between 0 and 1", lambda x: 0 < x < 1)] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VarianceCovarianceConfig:
+    """VICReg's two terms on the context encoder's features (C-JEPA: Mo & Tong, 2024)."""
+
+    name: Literal["variance_covariance"] = "variance_covariance"
+    variance_weight: NotNegative = 0.2
+    covariance_weight: NotNegative = 0.008  # VICReg's ratio, 25 to 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SigregConfig:
+    """SIGReg on the context encoder's features (LeJEPA: Balestriero & LeCun, 2025)."""
+
+    name: Literal["sigreg"] = "sigreg"
+    weight: AboveZero = 0.2  # of the statistic divided by the number of images
+    num_directions: Positive = 256  # drawn anew at each step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +75,12 @@ class IJepaConfig:
 
     name: Literal["ijepa"] = "ijepa"
     loss: Literal["l2", "smooth_l1"] = "l2"  # as in the paper; published weights: "smooth_l1"
+    # How the targets are standardised: each token over its features, as published, or each feature
+    # over the images of the batch, at each position: then what all images share at a position (most
+    # of a small model's features) is not there to be predicted.
+    target_norm: Literal["layer_norm", "batch"] = "layer_norm"
+    # Keeps the mean of the context encoder's tokens from collapsing; None, as published: nothing.
+    regularizer: VarianceCovarianceConfig | SigregConfig | None = None
     masks: MaskConfig
     predictor: PredictorConfig
     ema: EmaConfig = EmaConfig()
@@ -60,6 +89,11 @@ class IJepaConfig:
         """Numbers that must fit each other; see `config.resolve`."""
         grid = config.grid
         check_width("objective.predictor", self.predictor.embed_dim, self.predictor.num_heads)
+        if self.ema.kept_share is not None and self.ema.final_momentum != 1.0:
+            raise UserError(
+                f"config.objective.ema.final_momentum = {self.ema.final_momentum}: must be 1.0 "
+                "with config.objective.ema.kept_share"
+            )
         if self.masks.context_tokens > grid[0] * grid[1]:
             raise UserError(
                 f"config.objective.masks.context_tokens = {self.masks.context_tokens}: the grid "

@@ -6,9 +6,11 @@ with one line. Nothing has been compiled or written by then.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from jepa_jax.config.data import DataConfig
+from jepa_jax.config.derived import ImageFacts, derive
 from jepa_jax.config.formats import refuse_moved, replace_sentinels
 from jepa_jax.config.objective import ObjectiveConfig, check_patches, check_width
 from jepa_jax.config.schema import (
@@ -138,17 +140,18 @@ class Config:
         return height // self.model.patch_size, width // self.model.patch_size
 
 
-def resolve(config: Any) -> Config:
+def resolve(config: Any, measure: Callable[[DataConfig], ImageFacts] | None = None) -> Config:
     """Checks the configuration of a run.
 
     Args:
       config: a ConfigDict, or nested dictionaries.
+      measure: see `derived.derive`.
 
     Raises:
       UserError: a field is unknown, missing, of the wrong type, or out of range; or has moved.
     """
     refuse_moved(config)
-    resolved = from_mapping(Config, replace_sentinels(config))
+    resolved = from_mapping(Config, derive(replace_sentinels(config), measure))
     check_patches("data.image_size", resolved.data.image_size, resolved.model.patch_size)
     check_width("model", resolved.model.embed_dim, resolved.model.num_heads)
     if resolved.batch_size % resolved.optimizer.accumulation_steps:

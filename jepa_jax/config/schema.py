@@ -8,7 +8,9 @@ names the field, its value and what is allowed.
 import ast
 import dataclasses
 import difflib
+import functools
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -69,7 +71,7 @@ def from_mapping(schema: type[T], mapping: Any, prefix: str = "config") -> T:
             raise UserError(f"{prefix}.{field.name}: missing; the config file must set it")
     return schema(
         **{
-            name: _convert(hint, mapping[name], f"{prefix}.{name}")
+            name: convert(hint, mapping[name], f"{prefix}.{name}")
             for name, hint in hints.items()
             if name in mapping
         }
@@ -102,14 +104,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     }
 
 
-def _convert(hint: Any, value: Any, name: str) -> Any:
+def convert(hint: Any, value: Any, name: str) -> Any:
     """`value` as the type `hint`; only lossless conversions (int to float, list to tuple)."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, name)
     if origin is Annotated:
         hint, *bounds = arguments
-        converted = _convert(hint, value, name)
+        converted = convert(hint, value, name)
         for bound in bounds:
             if not bound.holds(converted):
                 raise UserError(f"{name} = {_shown(converted)}: must {bound.words}")
@@ -131,7 +133,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
             element = typing.get_origin(arguments[0]) and typing.get_args(arguments[0])[0]
             element = element or arguments[0]
             raise UserError(f"{name} = {_shown(value)}: must be {kind} of type {element.__name__}")
-        return tuple(_convert(arguments[0], item, f"{name}[{i}]") for i, item in enumerate(value))
+        return tuple(convert(arguments[0], item, f"{name}[{i}]") for i, item in enumerate(value))
     if hint is dict and hasattr(value, "keys"):  # a ConfigDict is no dict
         return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -150,7 +152,7 @@ def _convert_union(arguments: tuple[Any, ...], value: Any, name: str) -> Any:
         if value is None or (isinstance(value, Text) and value == "None"):
             return None
         try:
-            return _convert(alternatives[0], value, name)
+            return convert(functools.reduce(operator.or_, alternatives), value, name)
         except UserError as error:
             raise UserError(f"{error}, or None") from error
     tagged = {typing.get_args(typing.get_type_hints(a)["name"])[0]: a for a in alternatives}

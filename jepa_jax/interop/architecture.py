@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jepa_jax.config import Config, resolve, to_dict
+from jepa_jax.config.sizes import heads_of_width
 from jepa_jax.errors import UserError
 from jepa_jax.interop.names import PREDICTOR, Style, ijepa_settings
-from jepa_jax.models.sizes import heads_of_width
 
 Shapes = Mapping[str, tuple[int, ...]]
 

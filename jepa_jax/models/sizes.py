@@ -1,33 +1,5 @@
-"""The model sizes of the literature, to be written into a config."""
+"""The former place of `vit_size`: config files of others import it from here."""
 
-from typing import Any
+from jepa_jax.config.sizes import vit_size
 
-# name: (width, depth, heads, MLP ratio, predictor depth). The predictor is 384 wide in every
-# published run, with as many heads as its encoder.
-_SIZES = {
-    "ti": (192, 12, 3, 4.0, 6),
-    "s": (384, 12, 6, 4.0, 6),
-    "b": (768, 12, 12, 4.0, 6),
-    "l": (1024, 24, 16, 4.0, 12),
-    "h": (1280, 32, 16, 4.0, 12),
-    "g": (1408, 40, 16, 48 / 11, 16),
-}
-
-
-def vit_size(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Dimensions of the encoder and of its predictor, by the size's usual letter.
-
-    Args:
-      name: one of ti, s, b, l, h, g.
-
-    Returns:
-      Fields of `ModelConfig` and fields of `PredictorConfig`.
-    """
-    width, depth, heads, mlp_ratio, predictor_depth = _SIZES[name]
-    encoder = {"embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": mlp_ratio}
-    return encoder, {"embed_dim": 384, "depth": predictor_depth, "num_heads": heads}
-
-
-def heads_of_width(width: int) -> int | None:
-    """Attention heads of the published encoder of this width; None if there is none."""
-    return {size[0]: size[2] for size in _SIZES.values()}.get(width)
+__all__ = ["vit_size"]

@@ -5,11 +5,18 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jepa_jax.batch.masks import MultiBlock
 from jepa_jax.batch.spec import BatchSpec, Shapes, image_view
-from jepa_jax.config import Config, EmaConfig, IJepaConfig
+from jepa_jax.config import (
+    Config,
+    EmaConfig,
+    IJepaConfig,
+    SigregConfig,
+    VarianceCovarianceConfig,
+)
 from jepa_jax.models.flops import encoder_flops, predictor_flops
 from jepa_jax.models.patches import gather_tokens
 from jepa_jax.models.predictor import make_predictor
@@ -17,8 +24,9 @@ from jepa_jax.models.transformer import rescale_by_depth
 from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.ema import follow_parameters
 from jepa_jax.objectives.objective import Clock, Objective
+from jepa_jax.objectives.statistics import covariance_term, sigreg, variance_term
 
-TARGET_LAYER_NORM_EPS = 1e-5
+TARGET_NORM_EPS = 1e-5
 
 
 def make(config: Config, settings: IJepaConfig) -> Objective:
@@ -48,7 +56,7 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
         params: dict[str, Any], state: Any, batch: dict[str, Array], key: Array, clock: Clock
     ) -> tuple[Array, dict[str, Any]]:
         tokens: Any = encoder.apply({"params": state.target}, batch["image"])  # [B, N, D]
-        targets = target_tokens(tokens)
+        targets = target_tokens(tokens, settings.target_norm)
         targets = jax.lax.stop_gradient(gather_blocks(targets, batch["target_index"]))
         context: Any = encoder.apply(
             {"params": params["encoder"]},
@@ -62,7 +70,13 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
         )  # [B, M, T, D]
         momentum = momentum_at(settings.ema, clock.step, clock.horizon)
         value = prediction_loss(predictions, targets, settings.loss)
-        return value, {"metrics": {"momentum": momentum}}
+        metrics = {"momentum": momentum}
+        if settings.regularizer is not None:
+            pooled = jnp.mean(context.astype(jnp.float32), axis=1)  # [B, D]
+            terms = regularization(pooled, settings.regularizer, jax.random.fold_in(key, 1))
+            metrics |= {"prediction_loss": value, **terms}
+            value += sum(terms.values())
+        return value, {"metrics": metrics}
 
     def encode(weights: Any, images: Array) -> Any:
         return encoder.apply({"params": weights}, images)
@@ -98,19 +112,65 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
         },
         encode=encode,
         flops=flops,
+        mean_over_examples=settings.target_norm == "layer_norm" and settings.regularizer is None,
     )
 
 
 def momentum_at(ema: EmaConfig, step: Array | int, horizon: float) -> Array:
     """Of the moving average: a straight line from step 0 to the horizon."""
+    start = start_momentum(ema, horizon)
     share = jnp.minimum(step / horizon, 1.0)
-    return ema.start_momentum + (ema.final_momentum - ema.start_momentum) * share
+    return start + (ema.final_momentum - start) * share
 
 
-def target_tokens(tokens: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-    """LayerNorm without parameters over the features of each token, in float32."""
-    tokens = tokens.astype(jnp.float32)
-    return jax.nn.standardize(tokens, axis=-1, epsilon=TARGET_LAYER_NORM_EPS)
+def start_momentum(ema: EmaConfig, horizon: float) -> float:
+    """Of step 0: as configured, or such that `kept_share` of the start is left at the horizon."""
+    if ema.kept_share is None:
+        return ema.start_momentum
+    low, high = 0.0, 1.0
+    for _ in range(50):  # bisection: the share grows with the momentum
+        middle = 0.5 * (low + high)
+        if kept_share(middle, ema.final_momentum, horizon, int(horizon)) < ema.kept_share:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def kept_share(start: float, final: float, horizon: float, steps: int) -> float:
+    """The share of its random start that the moving average still is after some steps."""
+    progress = np.minimum(np.arange(steps) / horizon, 1.0)
+    with np.errstate(divide="ignore"):  # a momentum of 0 keeps nothing
+        return float(np.exp(np.sum(np.log(start + (final - start) * progress))))
+
+
+def target_tokens(tokens: Float[Array, "B N D"], norm: str = "layer_norm") -> Float[Array, "B N D"]:
+    """The target encoder's tokens, standardised without parameters, in float32.
+
+    Args:
+      norm: "layer_norm", each token over its features, as published; or "batch", each feature at
+        each position over the images of the batch.
+    """
+    axis = {"layer_norm": -1, "batch": 0}[norm]
+    return jax.nn.standardize(tokens.astype(jnp.float32), axis=axis, epsilon=TARGET_NORM_EPS)
+
+
+def regularization(
+    pooled: Float[Array, "B D"], settings: VarianceCovarianceConfig | SigregConfig, key: Array
+) -> dict[str, Array]:
+    """The weighted terms that are added to the loss, by name.
+
+    Args:
+      pooled: mean over the context encoder's tokens.
+      key: for SIGReg's directions.
+    """
+    if isinstance(settings, SigregConfig):
+        statistic = sigreg(pooled, key, num_directions=settings.num_directions)
+        return {"sigreg_loss": settings.weight * statistic / len(pooled)}
+    return {
+        "variance_loss": settings.variance_weight * variance_term(pooled),
+        "covariance_loss": settings.covariance_weight * covariance_term(pooled),
+    }
 
 
 def gather_blocks(

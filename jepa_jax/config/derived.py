@@ -1,0 +1,153 @@
+"""Fields that stand for others, and are replaced by them before a configuration is checked.
+
+    field                          gives                      by
+    model.size                     the networks' shapes       `sizes.SIZES`; a shape that is set too
+                                                              takes precedence
+    objective.masks.context_share  ... .context_tokens        the grid
+    images_seen                    epochs                     the number of training images
+    optimizer.warmup_share         optimizer.warmup_epochs    epochs
+    data.mean, data.std = None     data.mean, data.std        the training images
+
+A checkpoint holds what came out.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
+
+from jepa_jax.config.data import DataConfig
+from jepa_jax.config.schema import (
+    Bound,
+    Positive,
+    ShareBelowOne,
+    Text,
+    convert,
+    from_mapping,
+)
+from jepa_jax.config.sizes import SIZES, vit_size
+from jepa_jax.errors import UserError
+
+_Size = Literal[tuple(SIZES)]  # type: ignore[valid-type]
+_ContextShare = Annotated[float, Bound("lie between 0 and 1", lambda x: 0 < x < 1)]
+_Pair = tuple[Positive, Positive]
+
+
+# On the command line, setting one takes away the others, which a file or a checkpoint has set.
+REPLACES = {
+    "epochs": ("images_seen",),
+    "images_seen": ("epochs",),
+    "optimizer.warmup_epochs": ("optimizer.warmup_share",),
+    "optimizer.warmup_share": ("optimizer.warmup_epochs",),
+    "objective.masks.context_tokens": ("objective.masks.context_share",),
+    "objective.masks.context_share": ("objective.masks.context_tokens",),
+    "objective.ema.start_momentum": ("objective.ema.kept_share",),
+    "model.size": (
+        *(f"model.{name}" for name in ("embed_dim", "depth", "num_heads", "mlp_ratio")),
+        "objective.predictor",
+    ),
+}
+
+
+class ImageFacts(NamedTuple):
+    """What a configuration may take from the training images."""
+
+    num_images: int
+    mean: tuple[float, float, float]  # of each channel, pixels in 0..1
+    std: tuple[float, float, float]
+
+
+def derive(
+    config: Any, measure: Callable[[DataConfig], ImageFacts] | None = None
+) -> dict[str, Any]:
+    """The same fields, with those that stand for others replaced.
+
+    Args:
+      config: nested dictionaries, as `files.load_config` gives them.
+      measure: looks at the training images; called only if a field needs that.
+
+    Raises:
+      UserError: a value is not allowed, or needs the images where there is no `measure`.
+    """
+    if not hasattr(config, "keys"):
+        return config
+    config = {name: config[name] for name in config}
+    _sizes(config)
+    _context(config)
+    _from_images(config, measure)
+    optimizer = _section(config, "optimizer")
+    if "warmup_share" in optimizer:
+        _one_of("optimizer.", optimizer, "warmup_share", "warmup_epochs")
+        share = optimizer["warmup_share"]
+        share = convert(ShareBelowOne, share, "config.optimizer.warmup_share")
+        epochs = convert(Positive, config.get("epochs"), "config.epochs")
+        del optimizer["warmup_share"]
+        config["optimizer"] = optimizer | {"warmup_epochs": share * epochs}
+    return config
+
+
+def _section(fields: Any, name: str) -> dict[str, Any]:
+    """A copy of a section; none if it is missing or, which `from_mapping` refuses, a value."""
+    section = fields.get(name)
+    return {key: section[key] for key in section} if hasattr(section, "keys") else {}
+
+
+def _one_of(section: str, fields: Any, first: str, second: str) -> None:
+    if first in fields and second in fields:
+        raise UserError(f"config.{section}{first}: stands for {second}; set only one of them")
+
+
+def _sizes(config: dict[str, Any]) -> None:
+    model, objective = _section(config, "model"), _section(config, "objective")
+    if "size" not in model:
+        return
+    encoder, predictor = vit_size(convert(_Size, model.pop("size"), "config.model.size"))
+    config["model"] = encoder | model
+    if objective.get("name") == "ijepa":
+        config["objective"] = objective | {
+            "predictor": predictor | dict(objective.get("predictor", {}))
+        }
+
+
+def _context(config: dict[str, Any]) -> None:
+    objective = _section(config, "objective")
+    masks = _section(objective, "masks")
+    if "context_share" not in masks:
+        return
+    _one_of("objective.masks.", masks, "context_share", "context_tokens")
+    field = "config.objective.masks.context_share"
+    share = convert(_ContextShare, masks.pop("context_share"), field)
+    data, model = _section(config, "data"), _section(config, "model")
+    size = convert(_Pair, data.get("image_size"), "config.data.image_size")
+    patch_size = convert(Positive, model.get("patch_size"), "config.model.patch_size")
+    num_patches = (size[0] // patch_size) * (size[1] // patch_size)
+    masks["context_tokens"] = max(round(share * num_patches), 1)
+    config["objective"] = objective | {"masks": masks}
+
+
+def _from_images(
+    config: dict[str, Any], measure: Callable[[DataConfig], ImageFacts] | None
+) -> None:
+    _one_of("", config, "images_seen", "epochs")
+    images_seen = config.pop("images_seen", None)
+    data = _section(config, "data")
+    wanted = ["epochs"] if images_seen is not None else []
+    wanted += [f"data.{n}" for n in ("mean", "std") if n in data and _is_none(data[n])]
+    if not wanted:
+        return
+    if measure is None:
+        raise UserError(
+            f"config.{wanted[0]}: follows from the training images in this configuration, and only "
+            "jepa_jax.train looks at them; set it"
+        )
+    if images_seen is not None:
+        images_seen = convert(Positive, images_seen, "config.images_seen")
+    unknown = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    facts = measure(from_mapping(DataConfig, {**data, **unknown}, "config.data"))
+    if "epochs" in wanted:
+        config["epochs"] = math.ceil(images_seen / facts.num_images)
+    measured = {"mean": facts.mean, "std": facts.std}
+    config["data"] = {**data, **{n: measured[n] for n in measured if f"data.{n}" in wanted}}
+
+
+def _is_none(value: Any) -> bool:
+    return value is None or (isinstance(value, Text) and value == "None")
