@@ -43,7 +43,7 @@ from jepa_jax.training import checkpoint
 VERBS = ("official-to-orbax", "orbax-to-official", "hf-to-orbax", "orbax-to-hf")
 DEFAULT_CONFIG = "configs/in1k_vith14_ep300.py"
 VIT_MAE_CONFIG = "configs/in1k_mae_vitb16_ep1600.py"
-log = logging.getLogger(__name__)
+log = logging.getLogger("jepa_jax.convert")  # which `python -m` calls __main__
 
 
 def official_to_orbax(

@@ -10,6 +10,7 @@ would need, as a table and as JSON:
 """
 
 import argparse
+import collections
 import logging
 import pathlib
 import sys
@@ -39,11 +40,12 @@ from jepa_jax.planning.needs import plan, table, topology_devices, virtual_devic
 from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.loop import train
+from jepa_jax.training.outlook import outlook
 from jepa_jax.training.processes import check_agreement, check_shared, join, leave
 from jepa_jax.training.sharding import make_mesh
 
 # The online k-NN probe: of training images alone, since the test images are for afterwards.
-log = logging.getLogger(__name__)
+log = logging.getLogger("jepa_jax.train")  # which `python -m` calls __main__
 _KNN_REFERENCES, _KNN_QUERIES, _KNN_NEIGHBORS = 4000, 1000, 10
 
 
@@ -58,6 +60,20 @@ def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     if isinstance(objective.needs.masks, MultiBlock):
         enough = check_feasible(objective.needs.masks)
         log.info("masks: %.1f%% of draws leave enough context; others are redrawn", 100 * enough)
+    labels = [] if source.labels is None else source.labels.tolist()
+    known = outlook(
+        config,
+        objective,
+        num_images=source.num_examples,
+        images_per_class=collections.Counter(labels),
+        left_out=source.left_out,
+        steps_per_epoch=stream.steps_per_epoch,
+        from_scratch=True,
+    )
+    for fact in known.facts:
+        log.info("%s", fact)
+    for warning in known.warnings:
+        log.warning("warning: %s", warning)
     log.info(
         "attention: %s in the encoder; blocks %s",
         make_encoder(config).attention,

@@ -2,7 +2,6 @@ import copy
 import pathlib
 
 import pytest
-from conftest import load_config_file
 
 from jepa_jax.config import differences, resolve, resolve_probe, to_dict
 from jepa_jax.config.derived import ImageFacts
@@ -41,7 +40,7 @@ def refusal(config, **fields):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_every_config_file_resolves(path):
     facts = ImageFacts(3000, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-    resolve(load_config_file(path.stem), lambda _: facts)
+    resolve(load_config(str(path), []), lambda _: facts)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("probe/*.py")), ids=lambda path: path.stem)

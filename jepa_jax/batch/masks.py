@@ -115,6 +115,11 @@ def check_feasible(blocks: MultiBlock) -> float:
     return share
 
 
+def usual_context(blocks: MultiBlock) -> int:
+    """The visible patches that half of the draws leave, before K of them are chosen."""
+    return int(np.median(_visible_counts(blocks)))
+
+
 def _visible_counts(blocks: MultiBlock) -> np.ndarray:
     """Visible patches of independent draws, before K of them are chosen: int [_TRIALS]."""
     masks, (rows, columns) = blocks.config, blocks.grid

@@ -8,8 +8,8 @@ from jepa_jax.config.schema import AboveZero, Positive, Ratio, Scale, ShareAbove
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    source: Literal["fashion_mnist", "tfds", "folder"]
-    path: str | None = None  # folder: its path; tfds: the data set's name; fashion_mnist is bundled
+    source: Literal["fashion_mnist", "cluttered_fashion_mnist", "tfds", "folder"]
+    path: str | None = None  # folder: its path; tfds: the data set's name; the others are bundled
     # folder: a sub-folder, None for the folder itself; tfds: a split; fashion_mnist: "train" ...
     train_split: str | None = "train"
     test_split: str | None = "test"  # ... or "test"; read by the probes only

@@ -7,13 +7,15 @@ function of (seed, step) and a resume exact.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
 from jepa_jax.config import DataConfig
+from jepa_jax.data.clutter import clutter
 from jepa_jax.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
@@ -36,6 +38,7 @@ class Source:
       whole_batches: `load` is cheap for many examples in one call; otherwise it wants n = 1, and
         parallel calls.
       describe: an example's name for messages, for example a path.
+      left_out: files beside the images that were not taken: why -> how many.
     """
 
     num_examples: int
@@ -44,6 +47,7 @@ class Source:
     class_names: tuple[str, ...]
     whole_batches: bool
     describe: Callable[[int], str]
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def open_source(data: DataConfig, split: Literal["train", "test"]) -> Source:
@@ -53,20 +57,25 @@ def open_source(data: DataConfig, split: Literal["train", "test"]) -> Source:
       UserError: there is no such data, or it can't be read.
     """
     name = data.train_split if split == "train" else data.test_split
-    if data.source == "fashion_mnist":
-        return _fashion_mnist(name, split, data.image_size)
+    if data.source in ("fashion_mnist", "cluttered_fashion_mnist"):
+        cluttered = data.source == "cluttered_fashion_mnist"
+        return _fashion_mnist(name, split, data.image_size, cluttered=cluttered)
     if data.source == "tfds":
         return _tfds(data.path, name, data.image_size)
     return _folder(data.path, name, split)
 
 
-def _fashion_mnist(name: str | None, split: str, image_size: tuple[int, int]) -> Source:
+def _fashion_mnist(
+    name: str | None, split: str, image_size: tuple[int, int], *, cluttered: bool
+) -> Source:
     """The 10,000 + 2,000 images that come with the package (Xiao et al., 2017)."""
     if name not in ("train", "test"):
         raise UserError(f"config.data.{split}_split = {name!r}: must be train or test")
     path = pathlib.Path(__file__).parent / "bundled" / "fashion_mnist" / "fashion_mnist.npz"
     with np.load(path) as arrays:
         images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
+    if cluttered:
+        images = clutter(images, seed=("train", "test").index(name))
     class_names: tuple[str, ...] = ("T-shirt", "trouser", "pullover", "dress", "coat")
     class_names += ("sandal", "shirt", "sneaker", "bag", "ankle boot")
     return array_source(images[..., None], labels.astype(np.int64), class_names, image_size)
@@ -175,7 +184,17 @@ def _folder(path: str | None, name: str | None, split: str) -> Source:
         raise UserError(f"{field}: no permission to read the folder {root}")
     classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
     files, labels = _image_files(root), None
-    if not files:
+    folders = [root, *(root / name for name in classes)]
+    left_out = Counter(
+        f"ending {pathlib.Path(entry.name).suffix.lower() or 'missing'}"
+        for folder in folders
+        for entry in os.scandir(folder)
+        if entry.is_file() and not entry.name.lower().endswith(IMAGE_SUFFIXES)
+    )
+    if files:
+        below = sum(len(_image_files(root / name)) for name in classes)
+        left_out += Counter({f"in sub-folders, beside images in {root} itself": below})
+    else:
         in_classes = [_image_files(root / name) for name in classes]
         files = [file for of_class in in_classes for file in of_class]
         labels = np.repeat(np.arange(len(classes)), [len(of_class) for of_class in in_classes])
@@ -211,6 +230,7 @@ def _folder(path: str | None, name: str | None, split: str) -> Source:
         class_names=tuple(classes) if labels is not None else (),
         whole_batches=False,
         describe=lambda i: files[i],
+        left_out=left_out,
     )
 
 

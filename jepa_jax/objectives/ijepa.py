@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jepa_jax.batch.masks import MultiBlock
+from jepa_jax.batch.masks import MultiBlock, usual_context
 from jepa_jax.batch.spec import BatchSpec, Shapes, image_view
 from jepa_jax.config import (
     Config,
@@ -23,20 +23,20 @@ from jepa_jax.models.predictor import make_predictor
 from jepa_jax.models.transformer import rescale_by_depth
 from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.ema import follow_parameters
-from jepa_jax.objectives.objective import Clock, Objective
+from jepa_jax.objectives.objective import Clock, Objective, Outlook
 from jepa_jax.objectives.statistics import covariance_term, sigreg, variance_term
 
 TARGET_NORM_EPS = 1e-5
+# Beyond these a run is warned of: shares of the random start, and of the visible patches.
+MOST_KEPT, LEAST_CONTEXT = 0.05, 0.5
 
 
 def make(config: Config, settings: IJepaConfig) -> Objective:
     """The objective. Parameters: {"encoder": ..., "predictor": ...}; state: `EmaState`."""
     encoder = make_encoder(config)
     predictor = make_predictor(config, settings.predictor, output_dim=config.model.embed_dim)
-    needs = BatchSpec(
-        views=(image_view("image", config.data),),
-        masks=MultiBlock(settings.masks, config.grid),
-    )
+    blocks = MultiBlock(settings.masks, config.grid)
+    needs = BatchSpec(views=(image_view("image", config.data),), masks=blocks)
 
     def init(key: Array) -> dict[str, Any]:
         encoder_key, predictor_key = jax.random.split(key)
@@ -113,6 +113,7 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
         encode=encode,
         flops=flops,
         mean_over_examples=settings.target_norm == "layer_norm" and settings.regularizer is None,
+        outlook=lambda steps, horizon: outlook(settings, blocks, steps, horizon),
     )
 
 
@@ -142,6 +143,35 @@ def kept_share(start: float, final: float, horizon: float, steps: int) -> float:
     progress = np.minimum(np.arange(steps) / horizon, 1.0)
     with np.errstate(divide="ignore"):  # a momentum of 0 keeps nothing
         return float(np.exp(np.sum(np.log(start + (final - start) * progress))))
+
+
+def outlook(settings: IJepaConfig, blocks: MultiBlock, steps: int, horizon: float) -> Outlook:
+    """What a run will be like, as far as its masks and its moving average decide it."""
+    start, final = start_momentum(settings.ema, horizon), settings.ema.final_momentum
+    kept = kept_share(start, final, horizon, steps)
+    K, usual = settings.masks.context_tokens, usual_context(blocks)
+    num_patches = blocks.grid[0] * blocks.grid[1]
+    lengths = sorted(blocks.target_lengths())
+    facts = (
+        f"context: {K} of {num_patches} patches; targets: {settings.masks.num_targets} blocks of "
+        f"{lengths[0]} to {lengths[-1]}",
+        f"momentum {start:.4g} to {final:.4g}: at the end the target encoder is still {kept:.2g} "
+        "of its random start",
+    )
+    warnings = []
+    if kept > MOST_KEPT:
+        warnings.append(
+            f"config.objective.ema.start_momentum = {start:.4g}: {steps} steps leave {kept:.0%} of "
+            "the target encoder at its random start, and it should be under "
+            f"{MOST_KEPT:.0%}; set objective.ema.kept_share=0.001 in its place, or train longer"
+        )
+    if LEAST_CONTEXT * usual > K:
+        warnings.append(
+            f"config.objective.masks.context_tokens = {K}: half of the mask draws leave {usual} or "
+            f"more of {num_patches} patches visible, and most of them are thrown away; set "
+            "objective.masks.context_share=0.3 in its place"
+        )
+    return Outlook(facts, tuple(warnings))
 
 
 def target_tokens(tokens: Float[Array, "B N D"], norm: str = "layer_norm") -> Float[Array, "B N D"]:

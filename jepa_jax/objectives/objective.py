@@ -21,6 +21,13 @@ class Clock(NamedTuple):
     horizon: float  # of the schedules, in steps
 
 
+class Outlook(NamedTuple):
+    """What can be told of a run before its first step, each in one line."""
+
+    facts: tuple[str, ...]
+    warnings: tuple[str, ...]  # with the field to change, where the run can't work
+
+
 class Objective(NamedTuple):
     """A training objective as pure functions.
 
@@ -40,6 +47,7 @@ class Objective(NamedTuple):
         for those that are not); None: all, from the start.
       mean_over_examples: whether the loss is the mean of a function of single examples. If not
         (batch statistics, negatives), gradients of micro-batches can't be accumulated.
+      outlook: (steps, horizon) -> what can be told of a run of that many steps; None: nothing.
     """
 
     needs: BatchSpec
@@ -51,6 +59,7 @@ class Objective(NamedTuple):
     flops: Callable[[Shapes], dict[str, float]]
     trains: Callable[[Params], Any] | None = None
     mean_over_examples: bool = True
+    outlook: Callable[[int, float], Outlook] | None = None
 
 
 def no_state(horizon: float) -> optax.GradientTransformation:

@@ -28,6 +28,7 @@ from jepa_jax.training.setup import Setup, set_up
 from jepa_jax.training.sharding import batch_sharding, local_rows
 from jepa_jax.training.state import TrainState
 from jepa_jax.training.step import TrainStep
+from jepa_jax.training.verdict import verdict
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,9 @@ def train(
                 values = {name: float(value) for name, value in metrics.items()}
                 speed = progress.report(step, values)
                 writer.write(step, values | {"images_per_second": speed})
+                if "effective_rank" in values:
+                    ceiling = min(config.model.embed_dim, config.batch_size)
+                    progress.say(f"    {verdict(writer.rows, ceiling=ceiling)}")
 
     def save(step: int) -> None:
         settle(keep=0)  # only a state that came from finite numbers is worth keeping

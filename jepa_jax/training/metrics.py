@@ -9,13 +9,17 @@ from tensorboardX import SummaryWriter
 
 
 class MetricsWriter:
-    """Appends rows of scalars. A resumed run first drops the rows of steps it will take again."""
+    """Appends rows of scalars. A resumed run first drops the rows of steps it will take again.
+
+    Attributes:
+      rows: all that the file holds, oldest first.
+    """
 
     def __init__(self, workdir: pathlib.Path, *, start_step: int):
         self.path = workdir / "metrics.jsonl"
-        kept = [row for row in read_metrics(self.path) if row["step"] <= start_step]
+        self.rows = [row for row in read_metrics(self.path) if row["step"] <= start_step]
         replacement = self.path.with_suffix(".tmp")
-        replacement.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        replacement.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         os.replace(replacement, self.path)
         self._file = self.path.open("a")
         self._tensorboard = SummaryWriter(
@@ -24,7 +28,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes scalars after `step` steps: they are on disk when this returns."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self.rows.append({"step": step, **values})
+        self._file.write(json.dumps(self.rows[-1]) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)

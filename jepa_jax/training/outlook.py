@@ -1,0 +1,65 @@
+"""What a person should know of a run before its first step."""
+
+from collections.abc import Mapping
+
+from jepa_jax.config import Config
+from jepa_jax.objectives.objective import Objective, Outlook
+
+# Below these, training from scratch has not been seen to pay (docs/results/small_recipes.md).
+FEW_STEPS, FEW_IMAGES = 2000, 1500
+
+
+def outlook(
+    config: Config,
+    objective: Objective,
+    *,
+    num_images: int,
+    images_per_class: Mapping[str, int],
+    left_out: Mapping[str, int],
+    steps_per_epoch: int,
+    from_scratch: bool,
+) -> Outlook:
+    """Facts and warnings about a run, its data and its schedules, each in one line.
+
+    Args:
+      images_per_class: empty without labels.
+      left_out: files that are not trained on: why -> how many.
+      from_scratch: no weights are given to start from.
+    """
+    steps = config.epochs * steps_per_epoch
+    unused = num_images - steps_per_epoch * config.batch_size
+    facts = [_images(num_images, images_per_class)]
+    facts += [f"left out: {count:,} files, {why}" for why, count in left_out.items()]
+    facts.append(
+        f"{steps_per_epoch:,} steps of {config.batch_size} images an epoch"
+        + (f" ({unused} images sit out, other ones each time)" if unused else "")
+        + f"; {config.epochs:,} epochs, {steps:,} steps in all"
+    )
+    warnings = []
+    if steps < FEW_STEPS:
+        warnings.append(
+            f"config.epochs = {config.epochs}: {steps} steps are too few to learn much; from "
+            f"{FEW_STEPS:,} on it pays: raise epochs, or lower batch_size = {config.batch_size}"
+        )
+    if from_scratch and num_images < FEW_IMAGES:
+        warnings.append(
+            f"config.data.path = {config.data.path!r}: {num_images} images are too few to train "
+            f"from scratch, which pays from {FEW_IMAGES:,} on; start from published weights: "
+            "--init facebook/ijepa_vith14_1k"
+        )
+    if objective.outlook is not None:
+        horizon = config.optimizer.ipe_scale * steps
+        of_objective = objective.outlook(steps, horizon)
+        facts += of_objective.facts
+        warnings += of_objective.warnings
+    return Outlook(tuple(facts), tuple(warnings))
+
+
+def _images(num_images: int, images_per_class: Mapping[str, int]) -> str:
+    if not images_per_class:
+        return f"{num_images:,} training images, without labels"
+    counts = images_per_class.values()
+    return (
+        f"{num_images:,} training images of {len(images_per_class)} classes, "
+        f"{min(counts):,} to {max(counts):,} of each"
+    )
