@@ -10,32 +10,22 @@ import sys
 import time
 from typing import Any
 
-import jax
-import numpy as np
-
-from jepa_jax.batch.masks import MultiBlock
 from jepa_jax.command_line import make_parser, run_command
 from jepa_jax.config import Config, resolve, resolve_probe
 from jepa_jax.config.files import load_config
-from jepa_jax.data.pipeline import eval_batches
-from jepa_jax.data.sources import open_source
-from jepa_jax.data.stream import make_stream
 from jepa_jax.evaluation.comparison import features_of
-from jepa_jax.evaluation.pictures import curves_picture, mask_picture, pca_picture
 from jepa_jax.evaluation.probes import probe
 from jepa_jax.objectives.objective import initial_encoder
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.probe import print_table
 from jepa_jax.train import pretrain
 from jepa_jax.training import checkpoint
-from jepa_jax.training.metrics import read_metrics
 
 _PROBES = ("knn", "linear")
-_PCA_IMAGES = 10  # one of each class
 
 
 def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
-    """Trains, probes and draws; returns the accuracies by protocol and representation."""
+    """Trains and probes; returns the accuracies by protocol and representation."""
     result = pretrain(config, workdir)
     objective = make_objective(config)
     folder = checkpoint.find(workdir)
@@ -53,36 +43,10 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
             representation: probe(probe_config, *split)["accuracy"]
             for representation, split in features.items()
         }
-    draw(config, workdir, encoders)
-    print_table(accuracies)
-    return accuracies
-
-
-def draw(config: Config, workdir: pathlib.Path, encoders: dict[str, Any]) -> None:
-    """Writes the pictures of a run into its workdir."""
-    objective, grid = make_objective(config), config.grid
-    train_source = open_source(config.data, "train")
-    stream = make_stream(
-        objective.needs, config.data, train_source, seed=config.seed, batch_size=config.batch_size
-    )
-    batch = next(stream.batches(0, 1, None))
-    if isinstance(objective.needs.masks, MultiBlock):
-        mask_picture(workdir / "masks.png", config, batch)
-    curves_picture(workdir / "curves.png", read_metrics(workdir / "metrics.jsonl"))
-
-    # The components are found over many images, and the first of each class are shown.
-    test_source = open_source(config.data, "test")
-    assert test_source.labels is not None  # or the probes would have said so
-    first = np.unique(test_source.labels, return_index=True)[1][:_PCA_IMAGES]
-    images = next(eval_batches(config.data, test_source, index=first, batch_size=len(first)))
-    encode = jax.jit(objective.encode)
-    tokens = {
-        "random init": np.asarray(encode(encoders["random_init"], images)),
-        "pretrained": np.asarray(encode(encoders["pretrained"], images)),
-    }
-    pca_picture(workdir / "feature_pca.png", images, tokens, grid, config.data)
     names = ", ".join(str(path) for path in sorted(workdir.glob("*.png")))
     print(f"pictures: {names}", file=sys.stderr)
+    print_table(accuracies)
+    return accuracies
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from jepa_jax.batch.masks import MultiBlock, check_feasible
 from jepa_jax.command_line import make_parser, run_command
@@ -26,14 +25,12 @@ from jepa_jax.config import Config, DataConfig, resolve, to_dict
 from jepa_jax.config.derived import ImageFacts
 from jepa_jax.config.files import load_config, override
 from jepa_jax.data.facts import image_facts
-from jepa_jax.data.pipeline import eval_batches
-from jepa_jax.data.sources import Source, open_source
+from jepa_jax.data.sources import open_source
 from jepa_jax.data.stream import make_stream
 from jepa_jax.errors import StoppedRunError, UserError
-from jepa_jax.evaluation.features import make_pool, pooled_features
-from jepa_jax.evaluation.probes import LabelledFeatures, knn_accuracy
+from jepa_jax.evaluation.gallery import make_gallery
+from jepa_jax.evaluation.online import online_knn
 from jepa_jax.models.vision_transformer import make_encoder
-from jepa_jax.objectives.objective import Objective
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.planning.chips import CHIPS
 from jepa_jax.planning.needs import plan, table, topology_devices, virtual_devices
@@ -42,11 +39,8 @@ from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.loop import train
 from jepa_jax.training.outlook import outlook
 from jepa_jax.training.processes import check_agreement, check_shared, join, leave
-from jepa_jax.training.sharding import make_mesh
 
-# The online k-NN probe: of training images alone, since the test images are for afterwards.
 log = logging.getLogger("jepa_jax.train")  # which `python -m` calls __main__
-_KNN_REFERENCES, _KNN_QUERIES, _KNN_NEIGHBORS = 4000, 1000, 10
 
 
 def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
@@ -80,40 +74,8 @@ def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         "in a loop" if config.compute.scan_layers else "unrolled",
     )
     knn = online_knn(config, objective, source) if config.logging.knn_every_steps else None
-    return train(config, workdir, objective=objective, stream=stream, knn_accuracy=knn)
-
-
-def online_knn(config: Config, objective: Objective, source: Source) -> Callable[[Any], float]:
-    """A function from an encoder's weights to the k-NN accuracy between training images.
-
-    Raises:
-      UserError: the training images have no labels, or are too few.
-    """
-    field = f"config.logging.knn_every_steps = {config.logging.knn_every_steps}"
-    if source.labels is None:
-        raise UserError(f"{field}: the training images have no labels; set it to None")
-    if source.num_examples < _KNN_REFERENCES + _KNN_QUERIES:
-        raise UserError(
-            f"{field}: the online probe needs {_KNN_REFERENCES + _KNN_QUERIES} training images, "
-            f"and there are {source.num_examples}; set it to None"
-        )
-    index = np.random.default_rng(config.seed).permutation(source.num_examples)
-    index = index[: _KNN_REFERENCES + _KNN_QUERIES]
-    labels, mesh = source.labels[index], make_mesh(config.mesh)
-    pool = make_pool(objective, mesh)
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_size = max(256 // shares, 1) * shares
-
-    def accuracy(weights: Any) -> float:
-        batches = eval_batches(config.data, source, index=index, batch_size=batch_size)
-        features = pooled_features(pool, weights, batches)
-        return knn_accuracy(
-            LabelledFeatures(features[:_KNN_REFERENCES], labels[:_KNN_REFERENCES]),
-            LabelledFeatures(features[_KNN_REFERENCES:], labels[_KNN_REFERENCES:]),
-            neighbors=_KNN_NEIGHBORS,
-        )
-
-    return accuracy
+    draw = make_gallery(config, objective, source, stream, workdir)
+    return train(config, workdir, objective=objective, stream=stream, knn_accuracy=knn, draw=draw)
 
 
 def read_configuration(

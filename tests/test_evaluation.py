@@ -185,6 +185,6 @@ def test_pictures_are_drawn_also_for_few_images_and_metrics(tmp_path, tiny):
         "target_index": np.zeros((4, 2, 3), np.int32),
     }
     mask_picture(tmp_path / "masks.png", config, batch)
-    curves_picture(tmp_path / "curves.png", [{"step": 1, "loss": 1.0}])
+    curves_picture(tmp_path / "curves.png", config, [{"step": 1, "loss": 1.0}])
     for name in ("masks", "curves"):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000

@@ -19,24 +19,33 @@ def make_pool(objective: Objective, mesh: Mesh | None = None) -> Pool:
     """Jitted (weights of an encoder, images [B, H, W, 3]) -> mean over each image's tokens [B, D].
 
     Args:
+      mesh: see `make_encode`.
+    """
+    return _over(mesh, lambda weights, images: jnp.mean(objective.encode(weights, images), axis=1))
+
+
+def make_encode(objective: Objective, mesh: Mesh | None = None) -> Pool:
+    """Jitted (weights of an encoder, images [B, H, W, 3]) -> tokens [B, N, D].
+
+    Args:
       mesh: to shard the images over its devices; all processes must then give the same images,
         and all get all features.
     """
+    return _over(mesh, objective.encode)
 
-    def pool(weights: Any, images: Any) -> Array:
-        return jnp.mean(objective.encode(weights, images), axis=1)
 
+def _over(mesh: Mesh | None, function: Callable[[Any, Any], Array]) -> Pool:
     if mesh is None:
-        return jax.jit(pool)
-    sharded = jax.jit(traced_on(mesh, pool), out_shardings=replicated(mesh))
+        return jax.jit(function)
+    sharded = jax.jit(traced_on(mesh, function), out_shardings=replicated(mesh))
 
-    def pool_sharded(weights: Any, images: np.ndarray) -> Array:
+    def on_mesh(weights: Any, images: np.ndarray) -> Array:
         sharding = batch_sharding(mesh)
         return sharded(
             weights, jax.make_array_from_callback(images.shape, sharding, images.__getitem__)
         )
 
-    return pool_sharded
+    return on_mesh
 
 
 def pooled_features(pool: Pool, weights: Any, batches: Iterable[np.ndarray]) -> np.ndarray:

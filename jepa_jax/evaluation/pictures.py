@@ -30,20 +30,27 @@ def mask_picture(path: pathlib.Path, config: Config, batch: dict[str, np.ndarray
     figure.savefig(path, dpi=110)
 
 
-def curves_picture(path: pathlib.Path, metrics: list[dict[str, Any]]) -> None:
-    """Loss, effective rank and, where it was measured, k-NN accuracy over the steps of a run."""
+def curves_picture(path: pathlib.Path, config: Config, metrics: list[dict[str, Any]]) -> None:
+    """What was measured over the steps of a run; a dashed line is the most that there can be."""
+    ceiling = min(config.model.embed_dim, config.batch_size)
     panels = {
-        "loss": "loss",
-        "effective_rank": "effective rank of the target features",
-        "knn_accuracy": "k-NN accuracy, held-out training images",
+        "loss": ("loss", None),
+        "effective_rank": ("effective rank of the features", ceiling),
+        "position_share": ("variance that is position alone", 1.0),
+        "knn_accuracy": ("k-NN accuracy, training images", None),
     }
-    panels = {name: title for name, title in panels.items() if any(name in r for r in metrics)}
+    panels = {name: panels[name] for name in panels if any(name in row for row in metrics)}
     figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
-    for axis, (name, title) in zip(
+    for axis, (name, (title, most)) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         points = [(row["step"], row[name]) for row in metrics if name in row]
-        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
+        axis.plot(*zip(*points, strict=True), marker=".", markersize=3, linewidth=1)
+        if most is not None:
+            axis.axhline(most, linestyle="--", color="grey", linewidth=1)
+            place = {"transform": axis.get_yaxis_transform(), "va": "bottom", "fontsize": 8}
+            axis.text(0.02, most, f"at most {most:g}", color="grey", **place)
+            axis.set_ylim(0, 1.12 * most)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

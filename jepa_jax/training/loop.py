@@ -21,6 +21,7 @@ from jepa_jax.training.compilation import compile_ahead
 from jepa_jax.training.debugging import describe_nan, parameter_table, write_programs
 from jepa_jax.training.diagnostics import make_diagnostics
 from jepa_jax.training.metrics import MetricsWriter
+from jepa_jax.training.periods import Timer, due
 from jepa_jax.training.preemption import notice_signals
 from jepa_jax.training.progress import Progress
 from jepa_jax.training.resume import check_resumable
@@ -44,6 +45,7 @@ def train(
     objective: Objective,
     stream: Stream,
     knn_accuracy: Callable[[Any], float] | None = None,
+    draw: Callable[[int, Any], None] | None = None,
 ) -> dict[str, Any]:
     """Trains to the end of the last epoch, from the newest checkpoint in `workdir` if there is one.
 
@@ -52,6 +54,8 @@ def train(
       stream: the training batches.
       knn_accuracy: weights of the first encoder -> accuracy; called every
         `logging.knn_every_steps` steps.
+      draw: (step, weights of the first encoder) -> None; called at the start, and with each
+        checkpoint once it is being saved.
 
     Returns:
       step: steps taken; loss: of the last one, None if none was left to take.
@@ -108,7 +112,13 @@ def train(
         settle(keep=0)  # only a state that came from finite numbers is worth keeping
         checkpoint.save(manager, state, config, objective)
         log.info("saving checkpoint %d", step)
+        save_timer.reset()
+        if draw is not None:
+            draw(step, at_path(state, encoder))
 
+    save_timer = Timer(config.checkpoint.every_minutes)
+    if draw is not None and start_step == 0:
+        draw(0, at_path(state, encoder))
     trace_from, trace_to = config.profile.steps or (0, 0)
     trace_to = min(trace_to, end_step) if trace_from > start_step else 0
     with notice_signals() as interrupted, jax.debug_nans(config.debug):
@@ -143,7 +153,8 @@ def train(
                     progress.say(f"step {step}: k-NN accuracy {accuracy:.3f}")
                     if writer is not None:
                         writer.write(step, {"knn_accuracy": accuracy})
-                if due(step, config.checkpoint.every_steps) and step < end_step:
+                time_is_up = written and save_timer.due()
+                if (due(step, config.checkpoint.every_steps) or time_is_up) and step < end_step:
                     save(step)
                 if interrupted(step) and step < end_step:
                     save(step)
@@ -164,11 +175,6 @@ def train(
                 if count:
                     log.warning("%d examples: %s", count, stream.counted[name])
     return {"step": end_step, "loss": loss}
-
-
-def due(step: int, period: int | None) -> bool:
-    """Whether something periodic happens after this step; a period of None means never."""
-    return period is not None and step % period == 0
 
 
 def _start(

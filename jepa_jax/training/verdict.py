@@ -1,18 +1,18 @@
 """One line on how a run is doing, from its signs of collapse; docs/reading_a_run.md explains it.
 
-The bounds were set on runs that were made to collapse and on good ones: tests/data/runs.
+The bounds were set on runs that were made to collapse and on good ones: tests/data/diagnostics.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 _WINDOW = 3  # measurements that are averaged, since a batch's rank is noisy
-_DEAD_RANK, _DEAD_STD = 1.5, 0.1  # of the features, and of their spread at the start
-_LOW, _HIGH = 0.15, 0.25  # shares of the ceiling
-_RISEN, _FALLEN = 1.25, 0.9  # of the rank at the first measurements
-_POSITION = 0.5
+_LOW, _HIGH = 0.1, 0.25  # of the effective rank, as shares of its ceiling
+_RISEN = 1.25  # of its first measurements
+_DEAD_RANK, _DEAD_COSINE = 1.5, 0.98
+_ALIKE, _POSITION = 0.9, 0.5  # cosine between images; share of the variance
 
 
 class Verdict(NamedTuple):
@@ -23,7 +23,7 @@ class Verdict(NamedTuple):
         return self.sentence
 
 
-def verdict(rows: Sequence[Mapping[str, float]], *, ceiling: int) -> Verdict | None:
+def verdict(rows: Sequence[Mapping[str, Any]], *, ceiling: int) -> Verdict | None:
     """What the signs of collapse of a run say.
 
     Args:
@@ -36,27 +36,28 @@ def verdict(rows: Sequence[Mapping[str, float]], *, ceiling: int) -> Verdict | N
     measured = [row for row in rows if "effective_rank" in row]
     if not measured:
         return None
-    rank, position, spread = (
-        _mean(measured[-_WINDOW:], name)
-        for name in ("effective_rank", "position_share", "feature_std")
+    last, earlier = measured[-_WINDOW:], measured[-2 * _WINDOW : -_WINDOW]
+    rank, position, cosine = (
+        _mean(last, name) for name in ("effective_rank", "position_share", "feature_cosine")
     )
     first = _mean(measured[:_WINDOW], "effective_rank")
-    before = _mean(measured[-2 * _WINDOW : -_WINDOW] or measured[-1:], "effective_rank")
+    before = _mean(earlier or last, "effective_rank")
     trend = "rising" if rank > 1.03 * before else "falling" if rank < 0.97 * before else "steady"
     said = (
-        f"effective rank {rank:.1f} of {ceiling}, {trend}; position alone is {position:.0%} of the "
-        "variance"
+        f"effective rank {rank:.1f} of {ceiling}, {trend}; cosine between images {cosine:.2f}; "
+        f"position alone is {position:.0%} of the variance"
     )
-    if rank < _DEAD_RANK or spread < _DEAD_STD * _mean(measured[:_WINDOW], "feature_std"):
-        word, advice = "collapsed", ": all images look alike to it. Stop it"
-    elif rank < _LOW * ceiling and (rank < _FALLEN * first or position > _POSITION):
-        word, advice = "collapsing", ""
-    elif len(measured) > _WINDOW and (rank > _HIGH * ceiling or rank > _RISEN * first):
+    low, risen = rank < _LOW * ceiling, rank > _RISEN * first
+    if rank < _DEAD_RANK and cosine > _DEAD_COSINE:
+        word = "collapsed"
+    elif low and not risen and (cosine > _ALIKE or position > _POSITION):
+        word = "collapsing"
+    elif not low and (rank > _HIGH * ceiling or risen):
         return Verdict("learning", f"{said}: learning")
     else:
-        word, advice = "undecided", ""
-    return Verdict(word, f"{said}: {word}{advice}; see docs/reading_a_run.md")
+        word = "undecided"
+    return Verdict(word, f"{said}: {word}; see docs/reading_a_run.md")
 
 
-def _mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
+def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
     return float(np.mean([row.get(name, np.nan) for row in rows]))

@@ -1,0 +1,88 @@
+"""The pictures that a run draws of itself into its workdir, with and without labels."""
+
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jepa_jax.batch.masks import MultiBlock
+from jepa_jax.batch.spec import Stream
+from jepa_jax.config import Config
+from jepa_jax.data.pipeline import eval_batches
+from jepa_jax.data.sources import Source
+from jepa_jax.errors import StoppedRunError
+from jepa_jax.evaluation.features import make_encode
+from jepa_jax.evaluation.pictures import curves_picture, mask_picture, pca_picture
+from jepa_jax.objectives.objective import Objective
+from jepa_jax.training.metrics import read_metrics
+from jepa_jax.training.sharding import make_mesh
+
+log = logging.getLogger(__name__)
+
+_IMAGES = 10
+
+
+def make_gallery(
+    config: Config, objective: Objective, source: Source, stream: Stream, workdir: pathlib.Path
+) -> Callable[[int, Any], None] | None:
+    """A function (step, weights of the first encoder) -> None that draws.
+
+    At step 0 it draws `masks.png`; later `curves.png`, and `feature_pca.png`: principal components
+    of the features of ten training images, at the start and now. Of several processes all must call
+    it, and the first one draws. What goes wrong is logged, and does not stop the run.
+
+    Returns:
+      None if these images can't be read, which is logged.
+    """
+    mesh = make_mesh(config.mesh)
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    index = _shown(source)
+    filled = np.resize(index, -(-len(index) // shares) * shares)
+    try:
+        images = next(eval_batches(config.data, source, index=filled, batch_size=len(filled)))
+    except StoppedRunError as error:
+        log.warning("no pictures: %s", error)
+        return None
+    encode, first = make_encode(objective, mesh), jax.process_index() == 0
+    tokens_file = workdir / "feature_pca_start.npy"
+
+    def masks() -> None:
+        if isinstance(objective.needs.masks, MultiBlock):
+            mask_picture(workdir / "masks.png", config, next(stream.batches(0, 1, None)))
+
+    def curves_and_components(step: int, tokens: np.ndarray) -> None:
+        curves_picture(workdir / "curves.png", config, read_metrics(workdir / "metrics.jsonl"))
+        rows = {"at the start": np.load(tokens_file)} if tokens_file.exists() else {}
+        rows[f"step {step}"] = tokens
+        path = workdir / "feature_pca.png"
+        pca_picture(path, images[: len(index)], rows, config.grid, config.data)
+
+    def draw(step: int, weights: Any) -> None:
+        if step == 0 and first:
+            _safely(masks)
+        tokens = np.asarray(jax.device_get(encode(weights, images)))[: len(index)]  # [n, N, D]
+        if step == 0 and first:
+            _safely(np.save, tokens_file, tokens)
+        elif first:
+            _safely(curves_and_components, step, tokens)
+
+    return draw
+
+
+def _safely(function: Callable[..., None], *arguments: Any) -> None:
+    try:
+        function(*arguments)
+    except Exception as error:  # a picture is not worth a run
+        log.warning("a picture could not be drawn: %s: %s", type(error).__name__, error)
+
+
+def _shown(source: Source) -> np.ndarray:
+    """Ten training images, the same ones every time: of different classes where there are some."""
+    if source.labels is not None:
+        first_of_class = np.unique(source.labels, return_index=True)[1]
+        if len(first_of_class) >= _IMAGES:
+            return first_of_class[:_IMAGES]
+    return np.linspace(0, source.num_examples - 1, _IMAGES).astype(int)

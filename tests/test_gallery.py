@@ -1,0 +1,114 @@
+"""What a run draws of itself, and its k-NN between training images."""
+
+import logging
+
+import numpy as np
+import pytest
+from conftest import stream_of
+
+from jepa_jax.config import resolve
+from jepa_jax.data.sources import array_source
+from jepa_jax.evaluation import gallery
+from jepa_jax.evaluation.gallery import make_gallery
+from jepa_jax.evaluation.online import online_knn
+from jepa_jax.objectives.objective import initial_encoder
+from jepa_jax.objectives.registry import make_objective
+from jepa_jax.training import checkpoint
+from jepa_jax.training.loop import train
+from jepa_jax.training.periods import Timer
+
+
+def bars(number, labels=True):
+    """Dark images with one bright bar, upright or lying: two classes that are easily told apart."""
+    rng = np.random.default_rng(0)
+    classes = np.arange(number) % 2
+    images = rng.integers(0, 20, (number, 28, 28, 1), np.uint8)
+    for image, upright in zip(images, classes, strict=True):
+        at = rng.integers(0, 24)
+        (image if upright else image.transpose(1, 0, 2))[:, at : at + 4] = 250
+    names = ("lying", "upright") if labels else ()
+    return array_source(images, classes if labels else None, names, (28, 28))
+
+
+@pytest.fixture
+def config(tiny):
+    tiny.objective.masks.target_scale = (0.25, 0.25)
+    tiny.objective.masks.target_aspect_ratio = (1.0, 1.0)
+    tiny.epochs, tiny.logging.every_steps, tiny.logging.diagnostics_every_steps = 2, 1, 1
+    return resolve(tiny)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_run_draws_masks_at_its_start_and_the_rest_when_it_saves(config, tmp_path, labels):
+    source, objective = bars(40, labels), make_objective(config)
+    stream = stream_of(config, source)
+    draw = make_gallery(config, objective, source, stream, tmp_path)
+    seen = []
+
+    def watched(step, weights):
+        draw(step, weights)
+        seen.append((step, sorted(path.name for path in tmp_path.glob("*.png"))))
+
+    train(config, tmp_path, objective=objective, stream=stream, draw=watched)
+    assert seen == [
+        (0, ["masks.png"]),
+        (4, ["curves.png", "feature_pca.png", "masks.png"]),
+    ]
+    for path in tmp_path.glob("*.png"):
+        assert path.stat().st_size > 3000
+
+
+def test_a_picture_that_can_not_be_drawn_does_not_stop_the_run(
+    config, tmp_path, monkeypatch, caplog
+):
+    def broken(*arguments):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(gallery, "curves_picture", broken)
+    source, objective = bars(40), make_objective(config)
+    stream = stream_of(config, source)
+    draw = make_gallery(config, objective, source, stream, tmp_path)
+    result = train(config, tmp_path, objective=objective, stream=stream, draw=draw)
+    assert result["step"] == 4
+    assert checkpoint.latest_step(tmp_path) == 4
+    assert "a picture could not be drawn: RuntimeError: no fonts" in caplog.text
+
+
+def test_a_run_also_saves_when_the_minutes_are_over(config, tmp_path, monkeypatch):
+    """On a clock by which every reading comes six minutes after the one before."""
+    source, objective = bars(40), make_objective(config)
+    now = iter(range(0, 10**6, 360))
+
+    class Ticking(Timer):
+        def __init__(self, minutes):
+            super().__init__(minutes, clock=lambda: float(next(now)))
+
+    monkeypatch.setattr("jepa_jax.training.loop.Timer", Ticking)
+    saved = []
+    train(
+        config,
+        tmp_path,
+        objective=objective,
+        stream=stream_of(config, source),
+        draw=lambda step, weights: saved.append(step),
+    )
+    # Six minutes after the start nothing, after twelve step 2; then again; the end is saved anyway.
+    assert saved == [0, 2, 4]
+
+
+@pytest.mark.parametrize("number", [20, 60])
+def test_online_knn_works_on_few_images(config, number):
+    objective = make_objective(config)
+    value = online_knn(config, objective, bars(number))(initial_encoder(objective, 0))
+    queries = number // 5
+    assert value * queries == pytest.approx(round(value * queries))  # of that many
+    assert 0.5 <= value <= 1.0
+
+
+def test_without_two_classes_there_is_no_online_knn_and_the_log_says_so(config, caplog):
+    with caplog.at_level(logging.INFO):
+        assert online_knn(config, make_objective(config), bars(20, labels=False)) is None
+    assert "no online k-NN: the training images have no labels" in caplog.text
+    black = np.zeros((20, 28, 28, 1), np.uint8)
+    one_class = array_source(black, np.zeros(20, int), ("a",), (28, 28))
+    assert online_knn(config, make_objective(config), one_class) is None
