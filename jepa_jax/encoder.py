@@ -166,7 +166,7 @@ def _from_huggingface(path: pathlib.Path, network: str | None, dtype: str) -> tu
 
     found = open_huggingface(
         path,
-        to_dict(_config_of("h", 14, (224, 224))),  # the tensors' shapes overrule it
+        to_dict(architecture_of("h", 14, (224, 224))),  # the tensors' shapes overrule it
         num_heads=None,
         base_is_given=False,
         allow_partial=False,
@@ -203,7 +203,7 @@ def create_encoder(
     if name not in models:
         raise UserError(f"model {name!r}: must be one of {', '.join(models)}")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    config = _config_of(*models[name], size)
+    config = architecture_of(*models[name], size)
     params = initial_encoder(make_objective(config), seed, "encoder")
     return Encoder(_for_inference(config, dtype), "encoder"), params
 
@@ -214,7 +214,7 @@ def _for_inference(config: Config, dtype: str) -> Config:
     return resolve(fields)
 
 
-def _config_of(size: str, patch_size: int, image_size: tuple[int, int]) -> Config:
+def architecture_of(size: str, patch_size: int, image_size: tuple[int, int]) -> Config:
     """A run's configuration around a published shape, of which an encoder uses little."""
     encoder, predictor = vit_size(size)
     return resolve(

@@ -39,6 +39,7 @@ from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.loop import train
 from jepa_jax.training.outlook import outlook
 from jepa_jax.training.processes import check_agreement, check_shared, join, leave
+from jepa_jax.warm_start import read_weights, starting_from
 
 log = logging.getLogger("jepa_jax.train")  # which `python -m` calls __main__
 
@@ -59,10 +60,10 @@ def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         config,
         objective,
         num_images=source.num_examples,
-        images_per_class=collections.Counter(labels),
+        class_sizes=collections.Counter(labels).values(),
         left_out=source.left_out,
         steps_per_epoch=stream.steps_per_epoch,
-        from_scratch=True,
+        from_scratch=config.init.weights is None,
     )
     for fact in known.facts:
         log.info("%s", fact)
@@ -74,8 +75,19 @@ def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         "in a loop" if config.compute.scan_layers else "unrolled",
     )
     knn = online_knn(config, objective, source) if config.logging.knn_every_steps else None
-    draw = make_gallery(config, objective, source, stream, workdir)
-    return train(config, workdir, objective=objective, stream=stream, knn_accuracy=knn, draw=draw)
+    initialize = None
+    if config.init.weights is not None and checkpoint.latest_step(workdir) is None:
+        weights = read_weights(pathlib.Path(config.init.weights), config.model)
+        initialize = starting_from(weights, config, objective)
+    return train(
+        config,
+        workdir,
+        objective=objective,
+        stream=stream,
+        knn_accuracy=knn,
+        draw=make_gallery(config, objective, source, stream, workdir),
+        initialize=initialize,
+    )
 
 
 def read_configuration(
@@ -129,6 +141,12 @@ def main() -> None:
     )
     parser.add_argument("--workdir", type=pathlib.Path, help="folder of the run")
     parser.add_argument(
+        "--init",
+        metavar="PATH",
+        help="start from these weights, not at random: a workdir, what jepa_jax.convert wrote, a "
+        "Hugging Face folder, or a file of the reference",
+    )
+    parser.add_argument(
         "--distributed",
         metavar="WHERE",
         help="one of several processes: auto (TPU pod, Slurm, Kubernetes), or HOST:PORT,N,I",
@@ -155,6 +173,8 @@ def main() -> None:
     )
 
     def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any] | None:
+        if arguments.init is not None:
+            overrides = [*overrides, f"--config.init.weights={arguments.init}"]
         if arguments.plan:  # without data
             assumed = ImageFacts(arguments.images, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
             config = read_configuration(

@@ -59,6 +59,8 @@ class InitConfig:
     # Divide the residual branches' last kernels by sqrt(2 * layer); the reference means to, but
     # undoes it.
     depth_rescale: bool = False
+    # Weights to start from in place of random ones, as `--init` says; see warm_start.py.
+    weights: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """I-JEPA (Assran et al., 2023): predict the representations of target blocks from a context."""
 
+import functools
 from typing import Any
 
 import chex
@@ -113,7 +114,7 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
         encode=encode,
         flops=flops,
         mean_over_examples=settings.target_norm == "layer_norm" and settings.regularizer is None,
-        outlook=lambda steps, horizon: outlook(settings, blocks, steps, horizon),
+        outlook=functools.partial(outlook, settings, blocks),
     )
 
 
@@ -145,7 +146,9 @@ def kept_share(start: float, final: float, horizon: float, steps: int) -> float:
         return float(np.exp(np.sum(np.log(start + (final - start) * progress))))
 
 
-def outlook(settings: IJepaConfig, blocks: MultiBlock, steps: int, horizon: float) -> Outlook:
+def outlook(
+    settings: IJepaConfig, blocks: MultiBlock, steps: int, horizon: float, from_scratch: bool
+) -> Outlook:
     """What a run will be like, as far as its masks and its moving average decide it."""
     start, final = start_momentum(settings.ema, horizon), settings.ema.final_momentum
     kept = kept_share(start, final, horizon, steps)
@@ -156,10 +159,10 @@ def outlook(settings: IJepaConfig, blocks: MultiBlock, steps: int, horizon: floa
         f"context: {K} of {num_patches} patches; targets: {settings.masks.num_targets} blocks of "
         f"{lengths[0]} to {lengths[-1]}",
         f"momentum {start:.4g} to {final:.4g}: at the end the target encoder is still {kept:.2g} "
-        "of its random start",
+        "of its start",
     )
     warnings = []
-    if kept > MOST_KEPT:
+    if from_scratch and kept > MOST_KEPT:
         warnings.append(
             f"config.objective.ema.start_momentum = {start:.4g}: {steps} steps leave {kept:.0%} of "
             "the target encoder at its random start, and it should be under "

@@ -47,7 +47,8 @@ class Objective(NamedTuple):
         for those that are not); None: all, from the start.
       mean_over_examples: whether the loss is the mean of a function of single examples. If not
         (batch statistics, negatives), gradients of micro-batches can't be accumulated.
-      outlook: (steps, horizon) -> what can be told of a run of that many steps; None: nothing.
+      outlook: (steps, horizon, whether it starts at random) -> what can be told of a run of that
+        many steps; None: nothing.
     """
 
     needs: BatchSpec
@@ -59,7 +60,7 @@ class Objective(NamedTuple):
     flops: Callable[[Shapes], dict[str, float]]
     trains: Callable[[Params], Any] | None = None
     mean_over_examples: bool = True
-    outlook: Callable[[int, float], Outlook] | None = None
+    outlook: Callable[[int, float, bool], Outlook] | None = None
 
 
 def no_state(horizon: float) -> optax.GradientTransformation:

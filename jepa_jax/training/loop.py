@@ -46,6 +46,7 @@ def train(
     stream: Stream,
     knn_accuracy: Callable[[Any], float] | None = None,
     draw: Callable[[int, Any], None] | None = None,
+    initialize: Callable[[TrainState], TrainState] | None = None,
 ) -> dict[str, Any]:
     """Trains to the end of the last epoch, from the newest checkpoint in `workdir` if there is one.
 
@@ -56,6 +57,7 @@ def train(
         `logging.knn_every_steps` steps.
       draw: (step, weights of the first encoder) -> None; called at the start, and with each
         checkpoint once it is being saved.
+      initialize: changes the state before the first step of a new run.
 
     Returns:
       step: steps taken; loss: of the last one, None if none was left to take.
@@ -73,7 +75,7 @@ def train(
         steps_per_epoch=stream.steps_per_epoch,
         donate=not config.debug,  # a NaN is searched for in the state before the step
     )
-    state, start_step = _start(config, workdir, objective, setup)
+    state, start_step = _start(config, workdir, objective, setup, initialize)
     if start_step >= end_step:
         log.info("nothing to do: %d of %d steps are taken", start_step, end_step)
         return {"step": start_step, "loss": None}
@@ -178,7 +180,11 @@ def train(
 
 
 def _start(
-    config: Config, workdir: pathlib.Path, objective: Objective, setup: Setup
+    config: Config,
+    workdir: pathlib.Path,
+    objective: Objective,
+    setup: Setup,
+    initialize: Callable[[TrainState], TrainState] | None,
 ) -> tuple[TrainState, int]:
     """The state to train from, and the steps that it has taken."""
     try:
@@ -187,7 +193,8 @@ def _start(
         raise UserError(f"--workdir {workdir}: can't write there: {error.strerror}") from error
     start_step = checkpoint.latest_step(workdir)
     if start_step is None:
-        return setup.create(), 0
+        state = setup.create()
+        return (state if initialize is None else initialize(state)), 0
     folder = checkpoint.find(workdir)
     for name, (saved, now) in check_resumable(folder, config).items():
         log.warning("config.%s was %s and is %s from here on", name, saved, now)

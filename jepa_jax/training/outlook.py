@@ -1,6 +1,6 @@
 """What a person should know of a run before its first step."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from jepa_jax.config import Config
 from jepa_jax.objectives.objective import Objective, Outlook
@@ -14,7 +14,7 @@ def outlook(
     objective: Objective,
     *,
     num_images: int,
-    images_per_class: Mapping[str, int],
+    class_sizes: Collection[int],
     left_out: Mapping[str, int],
     steps_per_epoch: int,
     from_scratch: bool,
@@ -22,13 +22,13 @@ def outlook(
     """Facts and warnings about a run, its data and its schedules, each in one line.
 
     Args:
-      images_per_class: empty without labels.
+      class_sizes: images of each class; empty without labels.
       left_out: files that are not trained on: why -> how many.
       from_scratch: no weights are given to start from.
     """
     steps = config.epochs * steps_per_epoch
     unused = num_images - steps_per_epoch * config.batch_size
-    facts = [_images(num_images, images_per_class)]
+    facts = [_images(num_images, class_sizes)]
     facts += [f"left out: {count:,} files, {why}" for why, count in left_out.items()]
     facts.append(
         f"{steps_per_epoch:,} steps of {config.batch_size} images an epoch"
@@ -36,7 +36,7 @@ def outlook(
         + f"; {config.epochs:,} epochs, {steps:,} steps in all"
     )
     warnings = []
-    if steps < FEW_STEPS:
+    if from_scratch and steps < FEW_STEPS:
         warnings.append(
             f"config.epochs = {config.epochs}: {steps} steps are too few to learn much; from "
             f"{FEW_STEPS:,} on it pays: raise epochs, or lower batch_size = {config.batch_size}"
@@ -49,17 +49,16 @@ def outlook(
         )
     if objective.outlook is not None:
         horizon = config.optimizer.ipe_scale * steps
-        of_objective = objective.outlook(steps, horizon)
+        of_objective = objective.outlook(steps, horizon, from_scratch)
         facts += of_objective.facts
         warnings += of_objective.warnings
     return Outlook(tuple(facts), tuple(warnings))
 
 
-def _images(num_images: int, images_per_class: Mapping[str, int]) -> str:
-    if not images_per_class:
+def _images(num_images: int, class_sizes: Collection[int]) -> str:
+    if not class_sizes:
         return f"{num_images:,} training images, without labels"
-    counts = images_per_class.values()
     return (
-        f"{num_images:,} training images of {len(images_per_class)} classes, "
-        f"{min(counts):,} to {max(counts):,} of each"
+        f"{num_images:,} training images of {len(class_sizes)} classes, "
+        f"{min(class_sizes):,} to {max(class_sizes):,} of each"
     )

@@ -8,9 +8,9 @@ from jepa_jax.errors import UserError
 from jepa_jax.training.checkpoint import read_config
 
 # Another value of these would be another run. A data set may move (`data.path`), and its test part
-# is for probes alone.
+# is for probes alone; weights to start from have done their part.
 _FIXED = ("seed", "batch_size", "data.", "model.", "init.", "objective.")
-_FREE = ("data.path", "data.test_split", "data.eval_crop")
+_FREE = ("data.path", "data.test_split", "data.eval_crop", "init.weights")
 
 
 def check_resumable(folder: pathlib.Path, config: Config) -> dict[str, tuple[Any, Any]]:
