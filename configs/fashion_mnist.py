@@ -1,4 +1,7 @@
-"""Quickstart: I-JEPA on the bundled Fashion-MNIST images, minutes on a laptop's CPU."""
+"""I-JEPA in its published form on the bundled Fashion-MNIST images, minutes on a laptop's CPU.
+
+With so little data other targets learn more: see quickstart.py.
+"""
 
 import ml_collections
 

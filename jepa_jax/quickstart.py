@@ -52,7 +52,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
 def main() -> None:
     start = time.monotonic()
     parser = make_parser("jepa_jax.quickstart", __doc__)
-    parser.add_argument("--config", default="configs/fashion_mnist.py", help="%(default)s")
+    parser.add_argument("--config", default="configs/quickstart.py", help="%(default)s")
     parser.add_argument(
         "--workdir", default="runs/quickstart", type=pathlib.Path, help="%(default)s"
     )

@@ -186,6 +186,7 @@ OPTIONAL = [
         *[(field, -3, "at least 0") for field in NOT_NEGATIVE],
         *[(field, -3, "at least 1, or None") for field in OPTIONAL],
         ("optimizer__clip_norm", -0.5, "above 0, or None"),
+        ("checkpoint__every_minutes", 0, "above 0, or None"),
         ("optimizer__ipe_scale", 0.99, "at least 1"),
         ("data__crop_scale", (0.0, 1.0), "0 < low <= high <= 1"),
         ("data__crop_scale", (0.5, 0.4), "0 < low <= high <= 1"),

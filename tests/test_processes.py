@@ -102,7 +102,8 @@ def alone(tmp_path_factory):
 def preempted(tmp_path_factory):
     """Two processes, of which the second is told to stop in mid-run."""
     workdir = tmp_path_factory.mktemp("together")
-    processes = start(workdir, [], [])
+    by_time = "--config.checkpoint.every_minutes=1e-6"  # so after every step
+    processes = start(workdir, [by_time], [by_time])
     for line in processes[0].stderr:
         if line.startswith("step 3/"):
             processes[1].send_signal(signal.SIGTERM)
@@ -117,6 +118,15 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(preempted):
     said = [re.search(r"stopped after step (\d+), which is saved", err) for _, err in outputs]
     assert said[0][1] == said[1][1] == str(checkpoint.latest_step(workdir))
     assert 3 < int(said[0][1]) < STEPS
+
+
+def test_both_processes_save_by_time_after_the_same_step(preempted):
+    """An unfinished checkpoint, which one of the two did not write, would have no such name."""
+    workdir, codes, outputs = preempted
+    assert codes == [PreemptedError.exit_code] * 2, outputs
+    saved = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    last = checkpoint.latest_step(workdir)
+    assert saved == [last - 1, last]
 
 
 def test_only_the_first_process_speaks(preempted):

@@ -57,7 +57,8 @@ class VarianceCovarianceConfig:
 
     name: Literal["variance_covariance"] = "variance_covariance"
     variance_weight: NotNegative = 0.2
-    covariance_weight: NotNegative = 0.008  # VICReg's ratio, 25 to 1
+    # Five times VICReg's share beside the variance; docs/results/small_recipes.md says why.
+    covariance_weight: NotNegative = 0.04
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
