@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jepa_jax.batch.masks import MultiBlock
 from jepa_jax.batch.spec import Stream
@@ -15,7 +16,7 @@ from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import Source
 from jepa_jax.errors import StoppedRunError
 from jepa_jax.evaluation.features import make_encode
-from jepa_jax.evaluation.pictures import curves_picture, mask_picture, pca_picture
+from jepa_jax.evaluation.pictures import MASK_ROWS, curves_picture, mask_picture, pca_picture
 from jepa_jax.objectives.objective import Objective
 from jepa_jax.training.metrics import read_metrics
 from jepa_jax.training.sharding import make_mesh
@@ -41,17 +42,22 @@ def make_gallery(
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     index = _shown(source)
     filled = np.resize(index, -(-len(index) // shares) * shares)
+    images, problem = None, "another process can't read an image"
     try:
         images = next(eval_batches(config.data, source, index=filled, batch_size=len(filled)))
     except StoppedRunError as error:
-        log.warning("no pictures: %s", error)
+        problem = str(error)
+    read = multihost_utils.process_allgather(np.int32(images is not None))
+    if images is None or not np.all(read):  # all processes must draw, or none
+        log.warning("no pictures: %s", problem)
         return None
     encode, first = make_encode(objective, mesh), jax.process_index() == 0
     tokens_file = workdir / "feature_pca_start.npy"
 
     def masks() -> None:
         if isinstance(objective.needs.masks, MultiBlock):
-            mask_picture(workdir / "masks.png", config, next(stream.batches(0, 1, None)))
+            rows = np.arange(min(MASK_ROWS, config.batch_size))
+            mask_picture(workdir / "masks.png", config, next(stream.batches(0, 1, rows)))
 
     def curves_and_components(step: int, tokens: np.ndarray) -> None:
         curves_picture(workdir / "curves.png", config, read_metrics(workdir / "metrics.jsonl"))
@@ -60,14 +66,17 @@ def make_gallery(
         path = workdir / "feature_pca.png"
         pca_picture(path, images[: len(index)], rows, config.grid, config.data)
 
+    def components(step: int, weights: Any) -> None:
+        tokens = np.asarray(jax.device_get(encode(weights, images)))[: len(index)]  # [n, N, D]
+        if step == 0 and first:
+            np.save(tokens_file, tokens)
+        elif first:
+            curves_and_components(step, tokens)
+
     def draw(step: int, weights: Any) -> None:
         if step == 0 and first:
             _safely(masks)
-        tokens = np.asarray(jax.device_get(encode(weights, images)))[: len(index)]  # [n, N, D]
-        if step == 0 and first:
-            _safely(np.save, tokens_file, tokens)
-        elif first:
-            _safely(curves_and_components, step, tokens)
+        _safely(components, step, weights)
 
     return draw
 
@@ -85,4 +94,5 @@ def _shown(source: Source) -> np.ndarray:
         first_of_class = np.unique(source.labels, return_index=True)[1]
         if len(first_of_class) >= _IMAGES:
             return first_of_class[:_IMAGES]
-    return np.linspace(0, source.num_examples - 1, _IMAGES).astype(int)
+    number = min(_IMAGES, source.num_examples)
+    return np.linspace(0, source.num_examples - 1, number).astype(int)

@@ -10,16 +10,17 @@ from sklearn.decomposition import PCA
 
 from jepa_jax.config import Config, DataConfig
 
+MASK_ROWS = 4  # images in the picture of masks
 _HIDDEN = np.array([0.75, 0.84, 0.95])  # colour of patches that a panel does not show
 
 
 def mask_picture(path: pathlib.Path, config: Config, batch: dict[str, np.ndarray]) -> None:
     """The first images of a batch, a row each: image, context, and the target blocks."""
-    rows, num_targets = 4, batch["target_index"].shape[1]
+    rows, num_targets = min(MASK_ROWS, len(batch["image"])), batch["target_index"].shape[1]
     panels = [("image", None), ("context", batch["context_index"])]
     panels += [(f"target {i + 1}", batch["target_index"][:, i]) for i in range(num_targets)]
     figure = Figure(figsize=(1.5 * len(panels), 1.5 * rows + 0.3), layout="constrained")
-    axes = figure.subplots(rows, len(panels))
+    axes = figure.subplots(rows, len(panels), squeeze=False)
     images = displayable(batch["image"][:rows], config.data)  # [rows, H, W, 3]
     for row, image in enumerate(images):
         for column, (title, index) in enumerate(panels):

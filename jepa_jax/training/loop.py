@@ -80,9 +80,11 @@ def train(
         log.info("nothing to do: %d of %d steps are taken", start_step, end_step)
         return {"step": start_step, "loss": None}
 
+    encoder = next(iter(objective.encoders.values()))
+    if draw is not None and start_step == 0:
+        draw(0, at_path(state, encoder))  # something to look at while the step is compiled
     step_for = _compile(config, workdir, setup, state, stream, start_step)
     diagnose = make_diagnostics(objective, setup.mesh)
-    encoder = next(iter(objective.encoders.values()))
     manager = checkpoint.make_manager(workdir, config)
     first = jax.process_index() == 0  # the process that speaks and writes for all
     writer = MetricsWriter(workdir, start_step=start_step) if first else None
@@ -110,17 +112,15 @@ def train(
                     ceiling = min(config.model.embed_dim, config.batch_size)
                     progress.say(f"    {verdict(writer.rows, ceiling=ceiling)}")
 
-    def save(step: int) -> None:
+    def save(step: int, *, drawn: bool = True) -> None:
         settle(keep=0)  # only a state that came from finite numbers is worth keeping
         checkpoint.save(manager, state, config, objective)
         log.info("saving checkpoint %d", step)
         save_timer.reset()
-        if draw is not None:
+        if draw is not None and drawn:
             draw(step, at_path(state, encoder))
 
     save_timer = Timer(config.checkpoint.every_minutes)
-    if draw is not None and start_step == 0:
-        draw(0, at_path(state, encoder))
     trace_from, trace_to = config.profile.steps or (0, 0)
     trace_to = min(trace_to, end_step) if trace_from > start_step else 0
     with notice_signals() as interrupted, jax.debug_nans(config.debug):
@@ -155,11 +155,11 @@ def train(
                     progress.say(f"step {step}: k-NN accuracy {accuracy:.3f}")
                     if writer is not None:
                         writer.write(step, {"knn_accuracy": accuracy})
-                time_is_up = written and save_timer.due()
-                if (due(step, config.checkpoint.every_steps) or time_is_up) and step < end_step:
+                save_due = due(step, config.checkpoint.every_steps) or save_timer.due(step)
+                if save_due and step < end_step:
                     save(step)
                 if interrupted(step) and step < end_step:
-                    save(step)
+                    save(step, drawn=False)  # there may be little time left
                     raise PreemptedError(
                         f"stopped after step {step}, which is saved; the same command resumes"
                     )
