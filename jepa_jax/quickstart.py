@@ -20,12 +20,11 @@ from jepa_jax.config.files import load_config
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import open_source
 from jepa_jax.data.stream import make_stream
-from jepa_jax.evaluation.comparison import features_of
+from jepa_jax.evaluation.comparison import features_of, probe_each
 from jepa_jax.evaluation.pictures import curves_picture, mask_picture, pca_picture
-from jepa_jax.evaluation.probes import probe
+from jepa_jax.evaluation.report import print_table
 from jepa_jax.objectives.objective import initial_encoder
 from jepa_jax.objectives.registry import make_objective
-from jepa_jax.probe import print_table
 from jepa_jax.train import pretrain
 from jepa_jax.training import checkpoint
 from jepa_jax.training.metrics import read_metrics
@@ -46,15 +45,13 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     }
     print(f"step {result['step']}: probing the {network} and its controls", file=sys.stderr)
     accuracies = {}
-    features = features_of(config.data, objective, encoders, batch_size=250, pixels=True)
+    representations = features_of(config.data, objective, encoders, batch_size=250, pixels=True)
     for name in _PROBES:
         probe_config = resolve_probe(load_config(f"configs/probe/{name}.py", []))
-        accuracies[name] = {
-            representation: probe(probe_config, *split)["accuracy"]
-            for representation, split in features.items()
-        }
+        results = probe_each(probe_config, representations)
+        accuracies[name] = {which: result["accuracy"] for which, result in results.items()}
     draw(config, workdir, encoders)
-    print_table(accuracies)
+    print_table(accuracies, representations)
     return accuracies
 
 
