@@ -7,7 +7,6 @@ encoder), and the configuration that it was trained with.
 
 import argparse
 import pathlib
-import sys
 from typing import Any
 
 from jepa_jax.command_line import (
@@ -17,8 +16,8 @@ from jepa_jax.command_line import (
 )
 from jepa_jax.config import ProbeConfig, probe_data, resolve_probe
 from jepa_jax.config.files import load_config
-from jepa_jax.evaluation.comparison import features_of
-from jepa_jax.evaluation.probes import probe
+from jepa_jax.evaluation.comparison import features_of, probe_each
+from jepa_jax.evaluation.report import print_table
 from jepa_jax.objectives.objective import initial_encoder
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
@@ -46,29 +45,21 @@ def probe_checkpoint(
     encoders = {"pretrained": checkpoint.restore_encoder(folder, network, objective)}
     if config.controls:
         encoders["random_init"] = initial_encoder(objective, trained.seed)
-    features = features_of(
+    representations = features_of(
         data, objective, encoders, batch_size=config.batch_size, pixels=config.controls
     )
-    results = {name: probe(config, *split) for name, split in features.items()}
-    print_table({config.protocol: {name: r["accuracy"] for name, r in results.items()}})
+    results = probe_each(config, representations)
+    accuracies = {name: result["accuracy"] for name, result in results.items()}
+    print_table({config.protocol: accuracies}, representations)
     pretrained = results.pop("pretrained")
     return {
         "protocol": config.protocol,
         **pretrained,
         "controls": {name: result["accuracy"] for name, result in results.items()},
+        "reduced": {name: r.reduced for name, r in representations.items() if r.reduced},
         "network": network,
         "checkpoint": str(folder),
     }
-
-
-def print_table(accuracies: dict[str, dict[str, float]]) -> None:
-    """Writes accuracies by protocol and by representation to standard error."""
-    names = list(next(iter(accuracies.values())))
-    print(f"\n{'test accuracy':<16}" + "".join(f"{p:>10}" for p in accuracies), file=sys.stderr)
-    for name in names:
-        row = "".join(f"{accuracies[protocol][name]:>10.3f}" for protocol in accuracies)
-        print(f"{name.replace('_', ' '):<16}{row}", file=sys.stderr)
-    print(file=sys.stderr)
 
 
 def main() -> None:

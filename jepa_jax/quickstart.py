@@ -1,23 +1,24 @@
 """Pretrains on the bundled images, probes, draws: python -m jepa_jax.quickstart
 
-Everything that a longer run does, in minutes on a laptop's CPU: jepa_jax.train, then both probes of
-the checkpoint beside their controls, then pictures. Run again, it reuses the finished training.
+Everything that a longer run does, in minutes on a laptop's CPU: jepa_jax.train, which also draws
+pictures, then both probes of the checkpoint beside their controls, on the images that it was
+trained on and on the same clothes centred. Run again, it reuses the finished training.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import time
 from typing import Any
 
 from jepa_jax.command_line import make_parser, run_command
-from jepa_jax.config import Config, resolve, resolve_probe
+from jepa_jax.config import Config, DataConfig, resolve, resolve_probe
 from jepa_jax.config.files import load_config
-from jepa_jax.evaluation.comparison import features_of
-from jepa_jax.evaluation.probes import probe
-from jepa_jax.objectives.objective import initial_encoder
+from jepa_jax.evaluation.comparison import features_of, probe_each
+from jepa_jax.evaluation.report import print_table
+from jepa_jax.objectives.objective import Objective, initial_encoder
 from jepa_jax.objectives.registry import make_objective
-from jepa_jax.probe import print_table
 from jepa_jax.train import pretrain
 from jepa_jax.training import checkpoint
 
@@ -25,7 +26,12 @@ _PROBES = ("knn", "linear")
 
 
 def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
-    """Trains and probes; returns the accuracies by protocol and representation."""
+    """Trains and probes.
+
+    Returns:
+      Accuracies by protocol and representation; of cluttered images also "centred", the same on
+      the centred ones.
+    """
     result = pretrain(config, workdir)
     objective = make_objective(config)
     folder = checkpoint.find(workdir)
@@ -34,18 +40,29 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         "pretrained": checkpoint.restore_encoder(folder, network, objective),
         "random_init": initial_encoder(objective, config.seed),
     }
-    print(f"step {result['step']}: probing the {network} and its controls", file=sys.stderr)
-    accuracies = {}
-    features = features_of(config.data, objective, encoders, batch_size=250, pixels=True)
-    for name in _PROBES:
-        probe_config = resolve_probe(load_config(f"configs/probe/{name}.py", []))
-        accuracies[name] = {
-            representation: probe(probe_config, *split)["accuracy"]
-            for representation, split in features.items()
-        }
     names = ", ".join(str(path) for path in sorted(workdir.glob("*.png")))
     print(f"pictures: {names}", file=sys.stderr)
-    print_table(accuracies)
+    print(f"step {result['step']}: probing the {network} and its controls", file=sys.stderr)
+    if config.data.source != "cluttered_fashion_mnist":
+        return compare(config.data, objective, encoders, title="test accuracy")
+    centred = dataclasses.replace(config.data, source="fashion_mnist")
+    return {
+        "centred": compare(centred, objective, encoders, title="centred clothes"),
+        **compare(config.data, objective, encoders, title="cluttered clothes"),
+    }
+
+
+def compare(
+    data: DataConfig, objective: Objective, encoders: dict[str, Any], *, title: str
+) -> dict[str, dict[str, float]]:
+    """Probes the encoders and raw pixels on some data, and prints the table."""
+    representations = features_of(data, objective, encoders, batch_size=250, pixels=True)
+    accuracies = {}
+    for name in _PROBES:
+        probe_config = resolve_probe(load_config(f"configs/probe/{name}.py", []))
+        results = probe_each(probe_config, representations)
+        accuracies[name] = {which: result["accuracy"] for which, result in results.items()}
+    print_table(accuracies, representations, title=title)
     return accuracies
 
 

@@ -60,18 +60,22 @@ def pooled_features(pool: Pool, weights: Any, batches: Iterable[np.ndarray]) -> 
     parts, size = [], None
     for images in batches:
         size = size or len(images)
-        padded = np.pad(images, [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])
-        parts.append(pool(weights, padded)[: len(images)])
+        parts.append(pool_padded(pool, weights, images, size))
     return np.concatenate(jax.device_get(parts))
 
 
-def raw_pixels(batches: Iterable[np.ndarray]) -> np.ndarray:
-    """The images themselves, flattened: the control that needs no network. float32 [n, H * W * 3].
+def pool_padded(pool: Pool, weights: Any, images: np.ndarray, size: int) -> Array:
+    """Average-pooled features [B, D] of B images, padded to `size` for one compiled shape."""
+    padded = np.pad(images, [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])
+    return pool(weights, padded)[: len(images)]
+
+
+def raw_pixels(images: np.ndarray) -> np.ndarray:
+    """Images [n, H, W, 3], flattened: the control that needs no network. float32 [n, H * W * 3].
 
     Grey images, three equal channels, count once.
     """
-    pixels = np.concatenate(list(batches))
-    mean_channel = pixels[..., :1]
-    if np.array_equal(pixels, np.broadcast_to(mean_channel, pixels.shape)):
-        pixels = mean_channel
-    return pixels.reshape(len(pixels), -1)
+    mean_channel = images[..., :1]
+    if np.array_equal(images, np.broadcast_to(mean_channel, images.shape)):
+        images = mean_channel
+    return images.reshape(len(images), -1)

@@ -6,7 +6,9 @@ them, and the test features are used once, for the number that is reported.
 
 import dataclasses
 import logging
+import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,16 +25,27 @@ from jepa_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 _MAX_ITERATIONS = 1000  # of L-BFGS, for the linear probe
+_SLOW_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledFeatures:
     features: np.ndarray  # float32 [n, D]
     labels: np.ndarray  # int64 [n]
+    standardised: bool = False  # already: the probe then leaves each column's variance as it is
 
 
-def probe(config: ProbeConfig, train: LabelledFeatures, test: LabelledFeatures) -> dict[str, Any]:
+def probe(
+    config: ProbeConfig,
+    train: LabelledFeatures,
+    test: LabelledFeatures,
+    *,
+    on_slow_fit: Callable[[float, float], None] | None = None,
+) -> dict[str, Any]:
     """Accuracy of a probe on the test features.
+
+    Args:
+      on_slow_fit: is called with a hyper-parameter and seconds, after each fit of over a second.
 
     Returns:
       accuracy: on the test features, 0..1.
@@ -60,14 +73,22 @@ def probe(config: ProbeConfig, train: LabelledFeatures, test: LabelledFeatures) 
             f"config.candidates = {config.candidates}: there are only {len(fit_labels)} images to "
             "be neighbours"
         )
+
+    def fit(value: float, part: LabelledFeatures) -> Pipeline:
+        start = time.monotonic()
+        classifier = _fit(config, value, part)
+        seconds = time.monotonic() - start
+        if on_slow_fit and seconds > _SLOW_SECONDS:
+            on_slow_fit(value, seconds)
+        return classifier
+
+    part = LabelledFeatures(fit_features, fit_labels, train.standardised)
     validation = {
-        value: float(
-            _fit(config, value, fit_features, fit_labels).score(held_features, held_labels)
-        )
+        value: float(fit(value, part).score(held_features, held_labels))
         for value in config.candidates
     }
     chosen = max(validation, key=lambda value: validation[value])
-    classifier = _fit(config, chosen, train.features, train.labels)
+    classifier = fit(chosen, train)
     return {
         "accuracy": float(classifier.score(test.features, test.labels)),
         "chosen": chosen,
@@ -84,16 +105,17 @@ def knn_accuracy(train: LabelledFeatures, test: LabelledFeatures, *, neighbors: 
     return float(classifier.score(test.features, test.labels))
 
 
-def _fit(config: ProbeConfig, value: float, features: np.ndarray, labels: np.ndarray) -> Pipeline:
+def _fit(config: ProbeConfig, value: float, train: LabelledFeatures) -> Pipeline:
     """The probe with one value of its hyper-parameter, on standardised features."""
     if config.protocol == "knn":
         classifier = KNeighborsClassifier(n_neighbors=int(value), algorithm="brute")
     else:
         classifier = LogisticRegression(C=value, tol=1e-3, max_iter=_MAX_ITERATIONS)
-    pipeline = make_pipeline(StandardScaler(), classifier)
+    scaler = "passthrough" if train.standardised else StandardScaler()
+    pipeline = make_pipeline(scaler, classifier)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pipeline.fit(features, labels)
+        pipeline.fit(train.features, train.labels)
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
             log.warning(
