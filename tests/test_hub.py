@@ -35,7 +35,7 @@ def home(small, tmp_path_factory):
 
 @pytest.fixture
 def offline(home, monkeypatch):
-    """As HF_HUB_CACHE and HF_HUB_OFFLINE=1 do it, which are read when huggingface_hub is imported."""
+    """As HF_HUB_CACHE and HF_HUB_OFFLINE=1 do it, which are read when it is imported."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
