@@ -13,7 +13,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.images_seen = 400_000  # epochs follow: 134 of 3,000 images, 14 of 30,000
+    config.images_seen = 100_000  # epochs follow: 34 of 3,000 images, 4 of 30,000
     config.batch_size = 64  # images per optimizer step
     config.data = {
         "source": "folder",

@@ -48,7 +48,8 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=pathlib.Path,
         metavar="DIR",
-        help="a workdir, one step's folder in it, or what jepa_jax.convert wrote",
+        help="a workdir, one step's folder in it, what jepa_jax.convert wrote, or a Hugging Face "
+        "folder or hub id",
     )
     parser.add_argument(
         "--network",

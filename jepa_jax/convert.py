@@ -4,7 +4,8 @@
     orbax-to-official  a workdir or checkpoint -> FILE.pth.tar, which the reference loads
     hf-to-orbax        a folder with model.safetensors (Hugging Face's IJepaModel, or timm's names),
                        or such a file -> a workdir with one encoder; or such a folder of a
-                       ViTMAEForPreTraining -> a workdir with the encoder and decoder of `mae`
+                       ViTMAEForPreTraining -> a workdir with the encoder and decoder of `mae`; or
+                       the hub id of either, facebook/ijepa_vith14_1k
     orbax-to-hf        a workdir or checkpoint -> a folder for IJepaModel.from_pretrained
 
 Numbers are copied, bit for bit. The architecture is read from the tensors' shapes; what they do not
@@ -26,6 +27,7 @@ from jepa_jax.command_line import make_parser, new_output, run_command
 from jepa_jax.config.files import load_config
 from jepa_jax.errors import UserError
 from jepa_jax.interop import converted
+from jepa_jax.interop.hub import local_path
 from jepa_jax.interop.huggingface import (
     HuggingFace,
     huggingface_bytes,
@@ -164,6 +166,8 @@ def main() -> None:
     def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
         jax.config.update("jax_platforms", "cpu")
         source, destination = arguments.source, arguments.destination
+        if arguments.verb == "hf-to-orbax":
+            source = local_path(source)
         if arguments.num_heads is not None and arguments.num_heads < 1:
             raise UserError(f"--num-heads {arguments.num_heads}: must be at least 1")
         if arguments.verb.endswith("-to-orbax"):
@@ -184,7 +188,7 @@ def main() -> None:
             result = orbax_to_hf(source, destination, network=arguments.network)
         return {
             "verb": arguments.verb,
-            "source": str(source),
+            "source": str(arguments.source),
             "destination": str(destination),
         } | result
 

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from jepa_jax.config import Config, resolve, to_dict
 from jepa_jax.config.sizes import vit_size
 from jepa_jax.errors import UserError
+from jepa_jax.interop.hub import local_path
 from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.objective import initial_encoder
 from jepa_jax.objectives.registry import make_objective
@@ -137,7 +138,8 @@ def load_encoder(
 
     Args:
       path: a workdir of `jepa_jax.train` (its newest checkpoint is taken), one step's folder in it,
-        what `jepa_jax.convert` wrote, or a Hugging Face folder of an `IJepaModel`.
+        what `jepa_jax.convert` wrote, or a Hugging Face folder or hub id of an `IJepaModel`, such
+        as "facebook/ijepa_vith14_1k".
       network: "target_encoder", the average that the paper evaluates, or "encoder", the context
         encoder; None: the first, or the only one that a converted checkpoint holds.
       dtype: of the matrix products. "bfloat16" is faster on accelerators, and less exact; float32
@@ -147,10 +149,11 @@ def load_encoder(
       (encode, params): see `Encoder`.
 
     Raises:
-      UserError: there is no such checkpoint, it is damaged, or it does not hold that network.
+      UserError: there is no such checkpoint, it is damaged, it does not hold that network, or the
+        hub can't be reached.
     """
-    path = pathlib.Path(path)
-    if (path / "config.json").is_file():
+    path = local_path(path)
+    if is_huggingface(path):
         return _from_huggingface(path, network, dtype)
     folder = checkpoint.find(path)
     config = checkpoint.read_config(folder)
@@ -158,6 +161,11 @@ def load_encoder(
     network = checkpoint.choose_encoder(folder, network, objective)
     params = checkpoint.restore_encoder(folder, network, objective)
     return Encoder(_for_inference(config, dtype), network), params
+
+
+def is_huggingface(path: pathlib.Path) -> bool:
+    """Whether a folder is not one of ours, but one that `save_pretrained` wrote."""
+    return (path / "config.json").is_file()
 
 
 def _from_huggingface(path: pathlib.Path, network: str | None, dtype: str) -> tuple[Encoder, Any]:

@@ -2,11 +2,12 @@
 
 DIR is a workdir of jepa_jax.train, whose newest checkpoint is taken, one step's folder in it, or
 what jepa_jax.convert wrote. Only the target encoder is read (or the context encoder, with --network
-encoder), and the configuration that it was trained with.
+encoder), and the configuration that it was trained with. Or DIR is a Hugging Face folder or hub id,
+which doesn't say what images to probe it on: --config.data.path=PHOTOS does.
 """
 
 import argparse
-import pathlib
+import os
 from typing import Any
 
 from jepa_jax.command_line import (
@@ -16,8 +17,10 @@ from jepa_jax.command_line import (
 )
 from jepa_jax.config import ProbeConfig, probe_data, resolve_probe
 from jepa_jax.config.files import load_config
+from jepa_jax.encoder import is_huggingface, load_encoder
 from jepa_jax.evaluation.comparison import features_of, probe_each
 from jepa_jax.evaluation.report import print_table
+from jepa_jax.interop.hub import local_path
 from jepa_jax.objectives.objective import initial_encoder
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
@@ -25,24 +28,32 @@ from jepa_jax.training.compilation import use_compilation_cache
 
 
 def probe_checkpoint(
-    config: ProbeConfig, path: pathlib.Path, network: str | None = None
+    config: ProbeConfig, path: str | os.PathLike, network: str | None = None
 ) -> dict[str, Any]:
     """Accuracy of an encoder in a checkpoint, and of its controls.
 
     Args:
-      path: workdir, or folder of one checkpoint.
+      path: workdir, folder of one checkpoint, or a Hugging Face folder or hub id.
       network: which encoder; None: see `checkpoint.choose_encoder`.
 
     Raises:
       UserError: the checkpoint can't be read, or the data don't suit the probe.
     """
-    folder = checkpoint.find(path)
-    trained = checkpoint.read_config(folder)
-    objective = make_objective(trained)
-    network = checkpoint.choose_encoder(folder, network, objective)
-    data = probe_data(config, trained)
+    path = local_path(path)
     use_compilation_cache()
-    encoders = {"pretrained": checkpoint.restore_encoder(folder, network, objective)}
+    if is_huggingface(path):
+        folder = path
+        encode, pretrained = load_encoder(path, network=network)
+        trained, network = encode.config, encode.network
+        objective, data = make_objective(trained), probe_data(config, trained)
+    else:
+        folder = checkpoint.find(path)
+        trained = checkpoint.read_config(folder)
+        objective = make_objective(trained)
+        network = checkpoint.choose_encoder(folder, network, objective)
+        data = probe_data(config, trained)
+        pretrained = checkpoint.restore_encoder(folder, network, objective)
+    encoders = {"pretrained": pretrained}
     if config.controls:
         encoders["random_init"] = initial_encoder(objective, trained.seed)
     representations = features_of(
@@ -51,10 +62,10 @@ def probe_checkpoint(
     results = probe_each(config, representations)
     accuracies = {name: result["accuracy"] for name, result in results.items()}
     print_table({config.protocol: accuracies}, representations)
-    pretrained = results.pop("pretrained")
+    own = results.pop("pretrained")
     return {
         "protocol": config.protocol,
-        **pretrained,
+        **own,
         "controls": {name: result["accuracy"] for name, result in results.items()},
         "reduced": {name: r.reduced for name, r in representations.items() if r.reduced},
         "network": network,

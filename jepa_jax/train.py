@@ -30,6 +30,7 @@ from jepa_jax.data.stream import make_stream
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.gallery import make_gallery
 from jepa_jax.evaluation.online import online_knn
+from jepa_jax.interop.hub import local_path
 from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.planning.chips import CHIPS
@@ -77,7 +78,7 @@ def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     knn = online_knn(config, objective, source) if config.logging.knn_every_steps else None
     initialize = None
     if config.init.weights is not None and checkpoint.latest_step(workdir) is None:
-        weights = read_weights(pathlib.Path(config.init.weights), config.model)
+        weights = read_weights(local_path(config.init.weights), config.model)
         initialize = starting_from(weights, config, objective)
     return train(
         config,
@@ -144,7 +145,7 @@ def main() -> None:
         "--init",
         metavar="PATH",
         help="start from these weights, not at random: a workdir, what jepa_jax.convert wrote, a "
-        "Hugging Face folder, or a file of the reference",
+        "Hugging Face folder or hub id, or a file of the reference",
     )
     parser.add_argument(
         "--distributed",

@@ -8,6 +8,7 @@ import pytest
 from conftest import randomized
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from jepa_jax.config import resolve, resolve_probe
 from jepa_jax.config.files import load_config
@@ -84,6 +85,24 @@ def test_a_probe_leaves_the_scale_of_standardised_features_alone():
     assert probe(config, train, test)["accuracy"] == pytest.approx(expected)
     again = [dataclasses.replace(split, standardised=False) for split in (train, test)]
     assert probe(config, *again)["accuracy"] < expected
+
+
+def test_a_small_linear_fit_takes_one_thread_and_a_large_one_all(monkeypatch):
+    used = []
+
+    class Recorded(probes.LogisticRegression):
+        def fit(self, x, y):
+            used.append({pool["num_threads"] for pool in threadpool_info()})
+            return super().fit(x, y)
+
+    monkeypatch.setattr(probes, "LogisticRegression", Recorded)
+    config = resolve_probe(load_config("configs/probe/linear.py", ["--config.candidates=(0.01,)"]))
+    with threadpool_limits(2):
+        probe(config, *wide(columns=8))
+        assert used == [{1}, {1}]
+        monkeypatch.setattr(probes, "_ONE_THREAD", 40 * 8 * 2)  # of the fit to all, no more
+        probe(config, *wide(columns=8))
+        assert used[2:] == [{1}, {2}]
 
 
 @pytest.mark.parametrize(

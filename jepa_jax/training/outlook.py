@@ -6,7 +6,7 @@ from jepa_jax.config import Config
 from jepa_jax.objectives.objective import Objective, Outlook
 
 # Below these, training from scratch has not been seen to pay (docs/results/small_recipes.md).
-FEW_STEPS, FEW_IMAGES = 2000, 1500
+FEW_STEPS, FEW_IMAGES = 1000, 1500
 
 
 def outlook(
