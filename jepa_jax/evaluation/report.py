@@ -17,10 +17,11 @@ def print_table(
 ) -> None:
     """Writes accuracies by protocol and by representation to standard error, and what they say."""
     names = list(next(iter(accuracies.values())))
-    lines = [f"\n{title:<18}" + "".join(f"{p:>10}" for p in accuracies)]
+    width = max(16, len(title) + 2)
+    lines = [f"\n{title:<{width}}" + "".join(f"{p:>10}" for p in accuracies)]
     for name in names:
         row = "".join(f"{accuracies[protocol][name]:>10.3f}" for protocol in accuracies)
-        lines.append(f"{name.replace('_', ' '):<18}{row}")
+        lines.append(f"{name.replace('_', ' '):<{width}}{row}")
     for name, representation in representations.items():
         if reduced := representation.reduced:
             lines.append(
