@@ -1,7 +1,8 @@
 """The verdict on recorded runs, good ones and ones that were made to collapse.
 
 tests/data/diagnostics holds the diagnostics of configs/fashion_mnist.py with --config.epochs=6 and
-  good: objective.target_norm=batch, objective.regularizer.name=variance_covariance, init.std=.06
+  good: objective.target_norm=batch, init.std=.06, objective.regularizer.name=variance_covariance,
+    objective.regularizer.covariance_weight=.008
   without_average: objective.ema.start_momentum=0, objective.ema.final_momentum=0
   published_form: nothing else.
 Each is a run of 936 steps of 64 images; features have 64 dimensions.

@@ -1,0 +1,147 @@
+"""Trains one recipe after another on the bundled clothes and probes each.
+
+    python -m benchmarks.small_recipes [--only NAME ...] [--seeds 0 1 2]
+
+A row of the file is one run. Those that it has are not run again, so that a search of hours can be
+stopped and goes on; --table prints the means of what is there. docs/results/small_recipes.md holds
+what was found. Two at once, each on one core, get most out of two:
+
+    XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" taskset -c 0 ...
+"""
+
+import argparse
+import json
+import pathlib
+import tempfile
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jepa_jax.config import Config, resolve, resolve_probe
+from jepa_jax.config.files import load_config
+from jepa_jax.data.pipeline import eval_batches
+from jepa_jax.data.sources import open_source
+from jepa_jax.evaluation.probes import LabelledFeatures, probe
+from jepa_jax.models.vision_transformer import make_encoder
+from jepa_jax.objectives.registry import make_objective
+from jepa_jax.train import pretrain
+from jepa_jax.training import checkpoint
+from jepa_jax.training.metrics import read_metrics
+
+# On centred clothes, for six epochs; each changes the quickstart's recipe.
+CENTRED = (
+    "data.source=fashion_mnist",
+    "data.image_size=28,28",
+    "data.mean=0.286,0.286,0.286",
+    "data.std=0.354,0.354,0.354",
+    "model.depth=3",
+    "objective.masks.context_tokens=14",
+    "epochs=6",
+)
+RECIPES: dict[str, tuple[str, ...]] = {
+    "quickstart": (),
+    "centred": CENTRED,
+    "covariance .008": (*CENTRED, "objective.regularizer.covariance_weight=.008"),
+    "covariance .16": (*CENTRED, "objective.regularizer.covariance_weight=.16"),
+    "covariance .6": (*CENTRED, "objective.regularizer.covariance_weight=.6"),
+    "no regulariser": (*CENTRED, "objective.regularizer=None"),
+    "LayerNorm targets": (*CENTRED, "objective.target_norm=layer_norm"),
+    "crops .6 to 1": (*CENTRED, "data.crop_scale=.6,1."),
+    "context 20": (*CENTRED, "objective.masks.context_tokens=20"),
+    "smaller targets": (*CENTRED, "objective.masks.target_scale=.1,.15"),
+    "learning rate 3e-3": (*CENTRED, "optimizer.lr=3e-3"),
+    "batch 32": (*CENTRED, "batch_size=32"),
+    "init .025": (*CENTRED, "init.std=.025"),
+    "init .1": (*CENTRED, "init.std=.1"),
+    "predictor of one block": (*CENTRED, "objective.predictor.depth=1"),
+    "momentum from .99": (*CENTRED, "objective.ema.start_momentum=.99"),
+    "patches of 7": (*CENTRED, "model.patch_size=7", "objective.masks.context_tokens=6"),
+    "five blocks, 96 wide": (*CENTRED, "model.depth=5", "model.embed_dim=96"),
+}
+
+
+def measure(recipe: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """Trains and probes once: accuracies, effective rank at the start and end, seconds."""
+    changes = (*recipe, f"seed={seed}", "logging.knn_every_steps=None")
+    config = resolve(load_config("configs/quickstart.py", [f"--config.{c}" for c in changes]))
+    objective = make_objective(config)
+    with tempfile.TemporaryDirectory() as name:
+        folder, start = pathlib.Path(name), time.monotonic()
+        pretrain(config, folder)
+        seconds = time.monotonic() - start
+        rows = [row for row in read_metrics(folder / "metrics.jsonl") if "effective_rank" in row]
+        network = next(iter(objective.encoders))
+        weights = checkpoint.restore_encoder(checkpoint.find(folder), network, objective)
+    train, test = (block_features(config, weights, split) for split in ("train", "test"))
+    accuracies = {}
+    for protocol in ("knn", "linear"):
+        settings = resolve_probe(load_config(f"configs/probe/{protocol}.py", []))
+        for which, blocks in (("last", slice(-1, None)), ("all", slice(None))):
+            pair = [
+                LabelledFeatures(np.concatenate(list(features[blocks]), axis=1), labels)
+                for features, labels in (train, test)
+            ]
+            accuracies[f"{protocol} {which}"] = probe(settings, *pair)["accuracy"]
+    ranks = [rows[0]["effective_rank"], rows[-1]["effective_rank"]]
+    return {**accuracies, "effective rank": ranks, "seconds": round(seconds)}
+
+
+def block_features(config: Config, weights: Any, split: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Average-pooled features of each block [depth, n, D], and labels [n]."""
+    encoder, layers = make_encoder(config), tuple(range(config.model.depth))
+
+    @jax.jit
+    def pool(images: Any) -> Any:
+        tokens: Any = encoder.apply({"params": weights}, images, layers=layers)  # [L, B, N, D]
+        return jnp.mean(tokens, axis=2)
+
+    source = open_source(config.data, split)
+    assert source.labels is not None
+    index = np.arange(source.num_examples)
+    batches = eval_batches(config.data, source, index=index, batch_size=250)
+    return np.concatenate([np.asarray(pool(b)) for b in batches], axis=1), source.labels
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Means over the seeds, a line for each recipe."""
+    names = ("knn last", "knn all", "linear last", "linear all", "seconds")
+    lines = [f"| recipe | seeds | {' | '.join(names)} | effective rank |", "|---" * 8 + "|"]
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        group = [row for row in rows if row["recipe"] == recipe]
+        means = [f"{np.mean([row[name] for row in group]):.3f}" for name in names[:-1]]
+        means.append(f"{np.mean([row['seconds'] for row in group]):.0f}")
+        low, high = np.mean([row["effective rank"] for row in group], axis=0)
+        lines.append(f"| {recipe} | {len(group)} | {' | '.join(means)} | {low:.1f}, {high:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=pathlib.Path, default="runs/small_recipes.jsonl")
+    parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.touch()
+
+    def rows() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in arguments.out.read_text().splitlines()]
+
+    for seed in () if arguments.table else arguments.seeds:
+        for recipe in arguments.only:
+            if any((row["recipe"], row["seed"]) == (recipe, seed) for row in rows()):
+                continue
+            row = {"recipe": recipe, "seed": seed, **measure(RECIPES[recipe], seed)}
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    print(table(rows()))
+
+
+if __name__ == "__main__":
+    main()
