@@ -45,17 +45,19 @@ def workdir(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def quickstart(workdir):
     """All three commands' work in one process: train, probe, pictures."""
-    return call("-m", "jepa_jax.quickstart", f"--workdir={workdir}", *TINY)
+    patch_size = "--config.model.patch_size=8"  # its images are 32 x 32
+    return call("-m", "jepa_jax.quickstart", f"--workdir={workdir}", *TINY, patch_size)
 
 
 def test_quickstart_ends_with_the_promised_json(quickstart, workdir):
     assert quickstart.returncode == 0, quickstart.stderr
     result = json.loads(quickstart.stdout.splitlines()[-1])
-    assert result.keys() >= {"knn", "linear", "seconds", "workdir"}
-    for protocol in ("knn", "linear"):
-        assert result[protocol].keys() == {"pretrained", "random_init", "raw_pixels"}
+    assert result.keys() >= {"knn", "linear", "centred", "seconds", "workdir"}
+    for cluttered, centred in ((result[p], result["centred"][p]) for p in ("knn", "linear")):
+        assert cluttered.keys() == centred.keys() == {"pretrained", "random_init", "raw_pixels"}
         # 2,000 test images of ten classes: chance is 0.1, and all three are far above it.
-        assert all(0.3 < accuracy < 0.95 for accuracy in result[protocol].values())
+        assert all(0.15 < accuracy < 0.6 for accuracy in cluttered.values())
+        assert all(0.3 < accuracy < 0.95 for accuracy in centred.values())
     assert result["workdir"] == str(workdir)
     assert "Traceback" not in quickstart.stderr
 
