@@ -1,11 +1,15 @@
-"""The step benchmark at its smallest: its numbers must fit together."""
+"""The step benchmark at its smallest: its numbers must fit together; tables and recipes."""
 
 import jax
 import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from benchmarks import train_step
+from benchmarks import photos, small_recipes, train_step
+from jepa_jax.batch.masks import check_feasible
+from jepa_jax.config import resolve
+from jepa_jax.config.files import load_config
+from jepa_jax.objectives.registry import make_objective
 
 ARGUMENTS = ["--size", "ti", "--image-size", "32", "--patch-size", "8", "--batch-size", "16"]
 
@@ -50,3 +54,31 @@ def test_the_numbers_fit_together(case):
     )
     state = 4 * (3 * (5.4e6 + 10.8e6) + 5.4e6) / 2  # halved by fsdp
     assert state < result["memory_bytes_by_compiler"] < 10 * state
+
+
+def test_the_photos_table_takes_equal_classes_and_means_over_the_seeds(tmp_path):
+    for split, each in (("train", 7), ("test", 3)):
+        for name in ("cat", "dog"):
+            (tmp_path / "all" / split / name).mkdir(parents=True)
+            for number in range(each):
+                (tmp_path / "all" / split / name / f"{number}.jpg").write_bytes(b"x")
+    photos.take(tmp_path / "all", tmp_path / "some", 10)
+    taken = sorted((tmp_path / "some" / "train").rglob("*.jpg"))
+    assert len(taken) == 10
+    assert len(list((tmp_path / "some" / "test").rglob("*.jpg"))) == 6
+    assert all(path.read_bytes() == b"x" for path in taken)
+
+    def row(seed, value):
+        of = {"pretrained": value, "random_init": 0.25, "raw_pixels": 0.2}
+        return {"images": 3000, "seed": seed, "knn": of, "linear": of}
+
+    last = photos.table([row(0, 0.3), row(1, 0.5)]).splitlines()[-1]
+    assert last == "| 3,000 | 2 | 0.400 | 0.250 | 0.200 | 0.400 | 0.250 | 0.200 |"
+
+
+def test_every_small_recipe_is_a_valid_change_of_the_quickstart():
+    for recipe in small_recipes.RECIPES.values():
+        config = resolve(
+            load_config("configs/quickstart.py", [f"--config.{change}" for change in recipe])
+        )
+        check_feasible(make_objective(config).needs.masks)
