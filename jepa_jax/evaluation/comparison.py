@@ -89,7 +89,9 @@ def _extract(
     n, start = source.num_examples, 0
     held = np.empty((n if pixels else 0, *data.image_size, 3), np.float32)
     parts: dict[str, list[Any]] = {name: [] for name in encoders}
-    with tqdm.tqdm(total=n, unit="img", desc=f"{split} images") as bar:
+    _say(f"encoding {n:,} {split} images ...")
+    # The bar on a terminal only: elsewhere it would be one long line.
+    with tqdm.tqdm(total=n, unit="img", desc=f"{split} images", disable=None) as bar:
         for images in eval_batches(data, source, index=np.arange(n), batch_size=batch_size):
             for name, weights in encoders.items():
                 parts[name].append(pool_padded(pool, weights, images, batch_size))
