@@ -17,18 +17,15 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jepa_jax.config import Config, resolve, resolve_probe
+from jepa_jax.config import resolve, resolve_probe
 from jepa_jax.config.files import load_config
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import open_source
+from jepa_jax.encoder import Encoder, load_encoder
 from jepa_jax.evaluation.probes import LabelledFeatures, probe
-from jepa_jax.models.vision_transformer import make_encoder
-from jepa_jax.objectives.registry import make_objective
 from jepa_jax.train import pretrain
-from jepa_jax.training import checkpoint
 from jepa_jax.training.metrics import read_metrics
 
 # On centred clothes, for six epochs; each changes the quickstart's recipe.
@@ -67,15 +64,13 @@ def measure(recipe: tuple[str, ...], seed: int) -> dict[str, Any]:
     """Trains and probes once: accuracies, effective rank at the start and end, seconds."""
     changes = (*recipe, f"seed={seed}", "logging.knn_every_steps=None")
     config = resolve(load_config("configs/quickstart.py", [f"--config.{c}" for c in changes]))
-    objective = make_objective(config)
     with tempfile.TemporaryDirectory() as name:
         folder, start = pathlib.Path(name), time.monotonic()
         pretrain(config, folder)
         seconds = time.monotonic() - start
         rows = [row for row in read_metrics(folder / "metrics.jsonl") if "effective_rank" in row]
-        network = next(iter(objective.encoders))
-        weights = checkpoint.restore_encoder(checkpoint.find(folder), network, objective)
-    train, test = (block_features(config, weights, split) for split in ("train", "test"))
+        encode, params = load_encoder(folder)
+    train, test = (block_features(encode, params, split) for split in ("train", "test"))
     accuracies = {}
     for protocol in ("knn", "linear"):
         settings = resolve_probe(load_config(f"configs/probe/{protocol}.py", []))
@@ -89,19 +84,14 @@ def measure(recipe: tuple[str, ...], seed: int) -> dict[str, Any]:
     return {**accuracies, "effective rank": ranks, "seconds": round(seconds)}
 
 
-def block_features(config: Config, weights: Any, split: Any) -> tuple[np.ndarray, np.ndarray]:
+def block_features(encode: Encoder, params: Any, split: Any) -> tuple[np.ndarray, np.ndarray]:
     """Average-pooled features of each block [depth, n, D], and labels [n]."""
-    encoder, layers = make_encoder(config), tuple(range(config.model.depth))
-
-    @jax.jit
-    def pool(images: Any) -> Any:
-        tokens: Any = encoder.apply({"params": weights}, images, layers=layers)  # [L, B, N, D]
-        return jnp.mean(tokens, axis=2)
-
-    source = open_source(config.data, split)
+    data, layers = encode.config.data, tuple(range(encode.config.model.depth))
+    pool = jax.jit(lambda images: encode(params, images, layers=layers).mean(axis=2))
+    source = open_source(data, split)
     assert source.labels is not None
     index = np.arange(source.num_examples)
-    batches = eval_batches(config.data, source, index=index, batch_size=250)
+    batches = eval_batches(data, source, index=index, batch_size=250)
     return np.concatenate([np.asarray(pool(b)) for b in batches], axis=1), source.labels
 
 

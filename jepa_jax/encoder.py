@@ -169,20 +169,38 @@ def is_huggingface(path: pathlib.Path) -> bool:
 
 
 def _from_huggingface(path: pathlib.Path, network: str | None, dtype: str) -> tuple[Encoder, Any]:
-    """An encoder from a folder that `IJepaModel.save_pretrained` wrote."""
+    config, network, params = read_huggingface(path, network=network)
+    return Encoder(_for_inference(config, dtype), network), params
+
+
+def read_huggingface(
+    path: pathlib.Path, *, network: str | None = None, num_heads: int | None = None
+) -> tuple[Config, str, Any]:
+    """An encoder from a folder that `IJepaModel.save_pretrained` wrote, or from a .safetensors.
+
+    Args:
+      network: which encoder it is; None: what the folder says, or else the context encoder.
+      num_heads: of its attention, where neither the folder nor the width tells.
+
+    Returns:
+      (configuration, network, parameters).
+
+    Raises:
+      UserError: see `open_huggingface`.
+    """
     from jepa_jax.interop.huggingface import huggingface_items, open_huggingface
 
     found = open_huggingface(
         path,
         to_dict(architecture_of("h", 14, (224, 224))),  # the tensors' shapes overrule it
-        num_heads=None,
+        num_heads=num_heads,
         base_is_given=False,
         allow_partial=False,
         network=network,
     )
     ((network, lazy),) = huggingface_items(found, lambda _: None)
     params = jax.tree.map(lambda array: jnp.asarray(array.read()), lazy)
-    return Encoder(_for_inference(found.config, dtype), network), params
+    return found.config, network, params
 
 
 def list_models() -> list[str]:

@@ -10,7 +10,6 @@ would need, as a table and as JSON:
 """
 
 import argparse
-import collections
 import logging
 import pathlib
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from jepa_jax.batch.masks import MultiBlock, check_feasible
 from jepa_jax.command_line import make_parser, run_command
@@ -56,12 +56,14 @@ def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     if isinstance(objective.needs.masks, MultiBlock):
         enough = check_feasible(objective.needs.masks)
         log.info("masks: %.1f%% of draws leave enough context; others are redrawn", 100 * enough)
-    labels = [] if source.labels is None else source.labels.tolist()
+    class_sizes: list[int] = []
+    if source.labels is not None:
+        class_sizes = np.unique(source.labels, return_counts=True)[1].tolist()
     known = outlook(
         config,
         objective,
         num_images=source.num_examples,
-        class_sizes=collections.Counter(labels).values(),
+        class_sizes=class_sizes,
         left_out=source.left_out,
         steps_per_epoch=stream.steps_per_epoch,
         from_scratch=config.init.weights is None,
@@ -77,9 +79,12 @@ def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     )
     knn = online_knn(config, objective, source) if config.logging.knn_every_steps else None
     initialize = None
-    if config.init.weights is not None and checkpoint.latest_step(workdir) is None:
-        weights = read_weights(local_path(config.init.weights), config.model)
-        initialize = starting_from(weights, config, objective)
+    if config.init.weights is not None:
+        if checkpoint.latest_step(workdir) is None:
+            weights = read_weights(local_path(config.init.weights), config.model)
+            initialize = starting_from(weights, config, objective)
+        else:
+            log.info("--init: the run in %s has begun, and goes on from its own weights", workdir)
     return train(
         config,
         workdir,

@@ -12,9 +12,8 @@ import numpy as np
 
 from jepa_jax.config import Config, ModelConfig, to_dict
 from jepa_jax.config.sizes import heads_of_width
-from jepa_jax.encoder import architecture_of
+from jepa_jax.encoder import architecture_of, is_huggingface, read_huggingface
 from jepa_jax.errors import UserError
-from jepa_jax.interop.huggingface import huggingface_items, open_huggingface
 from jepa_jax.interop.official import official_items, open_official
 from jepa_jax.interop.vit_mae import is_vit_mae
 from jepa_jax.models.positions import interpolate_positions
@@ -57,7 +56,7 @@ def read_weights(path: pathlib.Path, model: ModelConfig) -> Weights:
     Raises:
       UserError: it is none of these, or damaged.
     """
-    if path.is_file() or (path / "config.json").is_file():
+    if path.is_file() or is_huggingface(path):
         return _foreign(path, model)
     folder = checkpoint.find(path)
     config = checkpoint.read_config(folder)
@@ -73,31 +72,29 @@ def read_weights(path: pathlib.Path, model: ModelConfig) -> Weights:
 
 
 def _foreign(path: pathlib.Path, model: ModelConfig) -> Weights:
-    options: dict[str, Any] = {
-        "num_heads": None if heads_of_width(model.embed_dim) else model.num_heads,
-        "base_is_given": False,
-        "allow_partial": False,
-        "network": None,
-    }
-    base = to_dict(architecture_of("h", 14, (224, 224)))  # the tensors' shapes overrule it
-    opened: Any
+    num_heads = None if heads_of_width(model.embed_dim) else model.num_heads
     if is_vit_mae(path):
         raise UserError(
             f"--init {path}: a ViTMAE; make a workdir of it first: python -m jepa_jax.convert "
             "hf-to-orbax"
         )
     if path.is_dir() or path.suffix == ".safetensors":
-        opened = open_huggingface(path, base, **options)
-        items = huggingface_items(opened, lambda _: None)
-    else:
-        opened = open_official(path, base, **options)
-        items = official_items(opened, lambda _: None)
+        config, network, params = read_huggingface(path, num_heads=num_heads)
+        return _checked(path, config, {network: params}, make_objective(config))
+    official = open_official(
+        path,
+        to_dict(architecture_of("h", 14, (224, 224))),  # the tensors' shapes overrule it
+        num_heads=num_heads,
+        base_is_given=False,
+        allow_partial=False,
+        network=None,
+    )
     networks: dict[str, Any] = {}
-    for name, tree in items:
+    for name, tree in official_items(official, lambda _: None):
         if name in ("params", "encoder", "target_encoder"):
             arrays = jax.tree.map(lambda lazy: lazy.read(), tree)
             networks |= arrays if name == "params" else {name: arrays}
-    return _checked(path, opened.config, networks, make_objective(opened.config))
+    return _checked(path, official.config, networks, make_objective(official.config))
 
 
 def _checked(

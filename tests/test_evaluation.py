@@ -20,7 +20,7 @@ from jepa_jax.evaluation.pictures import (
     principal_colours,
 )
 from jepa_jax.evaluation.probes import LabelledFeatures, knn_accuracy, probe
-from jepa_jax.training.diagnostics import effective_rank, mean_cosine
+from jepa_jax.training.diagnostics import effective_rank, mean_cosine, position_share
 from jepa_jax.training.metrics import MetricsWriter, read_metrics
 
 
@@ -123,6 +123,19 @@ def test_grey_pixels_count_once():
     assert raw_pixels(colour).shape == (5, 12)
     grey = colour[..., :1].repeat(3, axis=-1)
     np.testing.assert_array_equal(raw_pixels(grey), grey[..., 0].reshape(5, 4))
+
+
+def test_position_share_is_the_variance_between_positions_that_all_images_share():
+    tokens = np.random.default_rng(0).normal(size=(6, 4, 3)) + np.arange(4)[None, :, None]
+    total = sum(np.mean((tokens[..., d] - tokens[..., d].mean()) ** 2) for d in range(3))
+    shared = 0.0
+    for d in range(3):
+        means = [np.mean([tokens[b, n, d] for b in range(6)]) for n in range(4)]
+        shared += np.mean((np.array(means) - np.mean(means)) ** 2)
+    ours = position_share(jnp.asarray(tokens, jnp.float32))
+    np.testing.assert_allclose(ours, shared / total, rtol=1e-5)
+    alike = jnp.broadcast_to(jnp.asarray(tokens[:1], jnp.float32), (6, 4, 3))
+    np.testing.assert_allclose(position_share(alike), 1.0, rtol=1e-5)
 
 
 def test_effective_rank_is_the_exponential_of_the_entropy():

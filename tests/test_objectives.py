@@ -38,15 +38,23 @@ SMALL = {
         "local_size": (14, 14),
     },
 }
+# I-JEPA in its other forms, whose losses compare the examples of a batch.
+WITH_BATCH_STATISTICS = {
+    "variance_covariance": {
+        "target_norm": "batch",
+        "regularizer": {"name": "variance_covariance"},
+    },
+    "sigreg": {"regularizer": {"name": "sigreg", "num_directions": 16}},
+}
 
 
-def small(name, **optimizer):
+def small(name, changes=None, **optimizer):
     """The objective's config of the bundled images, made small."""
     config = load_config_file("fashion_mnist" if name == "ijepa" else f"fashion_mnist_{name}")
     config.epochs, config.batch_size = EPOCHS, 16
     config.model.update({"patch_size": 7, "embed_dim": 16, "depth": 1, "num_heads": 2})
     config.model.drop_path_rate = 0.2  # so that the random keys count
-    config.objective.update(SMALL[name])
+    config.objective.update(SMALL[name] | (changes or {}))
     if name == "ijepa":
         config.objective.masks.target_aspect_ratio = (1.0, 1.0)
     # Adam's first steps divide gradients by their own size; a large eps keeps rounding small.
@@ -83,9 +91,13 @@ def test_batches_are_what_the_objective_declares(name, source):
     assert all(value > 0 for value in objective.flops(shapes).values())
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_one_and_eight_devices_give_the_same_losses(name, source):
-    config = small(name)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [(name, None) for name in SMALL]
+    + [pytest.param("ijepa", c, id=f"ijepa-{n}") for n, c in WITH_BATCH_STATISTICS.items()],
+)
+def test_one_and_eight_devices_give_the_same_losses(name, changes, source):
+    config = small(name, changes)
     objective = make_objective(config)
     stream = stream_of(config, source)
     losses, metrics = [], []
@@ -135,6 +147,13 @@ def test_a_run_cut_in_the_middle_ends_bitwise_as_one_in_one_go(name, source, tmp
     assert whole.step == EPOCHS * STEPS_PER_EPOCH
     assert jax.tree.structure(whole) == jax.tree.structure(resumed)
     chex.assert_trees_all_equal(resumed, whole)
+
+
+@pytest.mark.parametrize("changes", WITH_BATCH_STATISTICS.values(), ids=WITH_BATCH_STATISTICS)
+def test_ijepa_with_batch_statistics_does_not_accumulate_gradients(changes):
+    config = small("ijepa", changes, accumulation_steps=2)
+    with pytest.raises(UserError, match=r"accumulation_steps = 2: must be 1 for ijepa"):
+        set_up(config, make_objective(config), steps_per_epoch=STEPS_PER_EPOCH)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from jepa_jax.config import resolve
 from jepa_jax.data.bundled import make_fashion_mnist
+from jepa_jax.data.clutter import clutter
 from jepa_jax.data.crops import center_crop
 from jepa_jax.data.sources import array_source, open_source
 from jepa_jax.errors import UserError
@@ -115,6 +116,46 @@ def test_making_images_smaller_is_antialiased():
     np.testing.assert_allclose(small[0, 4:-4, 4:-4], 127.5, atol=2)
 
 
+def test_clutter_puts_each_picture_whole_somewhere_at_some_size_in_front():
+    """Every second picture is white, and every other one grey, which its pieces are then too."""
+    pictures = np.full((200, 28, 28), 90, np.uint8)
+    pictures[::2] = 250
+    canvases = clutter(pictures, seed=0)
+    assert canvases.shape == (200, 32, 32)
+    sizes, corners = [], []
+    for canvas, own in zip(canvases, pictures[:, 0, 0], strict=True):
+        rows, columns = np.nonzero(canvas == own)
+        for size in range(26, 17, -1):  # the largest whole square of its own brightness
+            windows = np.lib.stride_tricks.sliding_window_view(canvas == own, (size, size))
+            found = np.argwhere(windows.all(axis=(2, 3)))
+            if len(found):
+                break
+        assert len(found), (rows.min(), columns.min())
+        sizes.append(size)
+        corners.append(tuple(found[0]))
+    assert len(set(sizes)) > 5
+    assert len(set(corners)) > 20
+    others = np.stack([canvases[::2] == 90, canvases[1::2] == 250])
+    assert others.any(axis=(2, 3)).mean() > 0.7  # pieces of other pictures are seen behind
+
+
+def test_clutter_follows_from_its_seed():
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 28, 28), np.uint8)
+    np.testing.assert_array_equal(clutter(pictures, seed=3), clutter(pictures, seed=3))
+    assert np.any(clutter(pictures, seed=3) != clutter(pictures, seed=4))
+
+
+def test_the_cluttered_images_keep_the_labels_and_differ_between_the_splits():
+    for split in ("train", "test"):
+        plain = open_source(data_config(), split)
+        cluttered = open_source(data_config(source="cluttered_fashion_mnist"), split)
+        np.testing.assert_array_equal(cluttered.labels, plain.labels)
+    config = resolve(load_config_file("quickstart")).data
+    pixels = load(open_source(config, "train"), np.arange(10_000), size=(32, 32)) / 255
+    np.testing.assert_allclose(pixels.mean(), config.mean[0], atol=2e-3)
+    np.testing.assert_allclose(pixels.std(), config.std[0], atol=2e-3)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Two classes; JPEG, PNG and grey images, and a file that is none."""
@@ -143,6 +184,19 @@ def test_a_folder_of_classes_gives_images_and_labels(folder):
         np.testing.assert_allclose(load(source, [index]), value, atol=1.5)
     image = load(source, [6])
     np.testing.assert_array_equal(image, image[..., :1].repeat(3, axis=-1))
+
+
+def test_files_that_are_left_out_are_counted_with_the_reason(folder):
+    data, root = data_config(source="folder", path=str(folder)), folder / "train"
+    for file in ("1.HEIC", "2.heic", "notes"):
+        (root / "dog" / file).write_bytes(b"x")
+    source = open_source(data, "train")
+    assert source.left_out == {"ending .txt": 1, "ending .heic": 2, "ending missing": 1}
+    assert source.num_examples == 7
+    Image.new("RGB", (30, 30)).save(root / "stray.png")
+    source = open_source(data, "train")
+    assert source.num_examples == 1
+    assert source.left_out[f"in sub-folders, beside images in {root} itself"] == 7
 
 
 def test_a_flat_folder_has_no_labels(folder):

@@ -122,4 +122,7 @@ def test_the_command_starts_from_a_path_and_resumes_without_it(small, tmp_path):
     assert saved.init.weights == str(small.folder)
     again = run_module("train", *config, heads, workdir)
     assert again.returncode == 0, again.stderr
+    late = run_module("train", *config, heads, workdir, f"--init={small.folder}")
+    assert late.returncode == 0, late.stderr
+    assert "has begun, and goes on from its own weights" in late.stderr
     assert json.loads(again.stdout.splitlines()[-1])["step"] == 2

@@ -5,6 +5,7 @@ the index arrays, and whether a setting can be met at all.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -120,6 +121,7 @@ def usual_context(blocks: MultiBlock) -> int:
     return int(np.median(_visible_counts(blocks)))
 
 
+@functools.cache  # of a run: whether its masks can be met, and how much they leave
 def _visible_counts(blocks: MultiBlock) -> np.ndarray:
     """Visible patches of independent draws, before K of them are chosen: int [_TRIALS]."""
     masks, (rows, columns) = blocks.config, blocks.grid

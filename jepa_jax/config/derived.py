@@ -13,24 +13,22 @@ A checkpoint holds what came out.
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jepa_jax.config.data import DataConfig
 from jepa_jax.config.schema import (
-    Bound,
     Positive,
     ShareBelowOne,
-    Text,
+    ShareBetween,
     convert,
     from_mapping,
+    is_none,
 )
 from jepa_jax.config.sizes import SIZES, vit_size
 from jepa_jax.errors import UserError
 
 _Size = Literal[tuple(SIZES)]  # type: ignore[valid-type]
-_ContextShare = Annotated[float, Bound("lie between 0 and 1", lambda x: 0 < x < 1)]
 _Pair = tuple[Positive, Positive]
-
 
 # On the command line, setting one takes away the others, which a file or a checkpoint has set.
 REPLACES = {
@@ -104,7 +102,7 @@ def _sizes(config: dict[str, Any]) -> None:
     config["model"] = encoder | model
     if objective.get("name") == "ijepa":
         config["objective"] = objective | {
-            "predictor": predictor | dict(objective.get("predictor", {}))
+            "predictor": predictor | _section(objective, "predictor")
         }
 
 
@@ -115,7 +113,7 @@ def _context(config: dict[str, Any]) -> None:
         return
     _one_of("objective.masks.", masks, "context_share", "context_tokens")
     field = "config.objective.masks.context_share"
-    share = convert(_ContextShare, masks.pop("context_share"), field)
+    share = convert(ShareBetween, masks.pop("context_share"), field)
     data, model = _section(config, "data"), _section(config, "model")
     size = convert(_Pair, data.get("image_size"), "config.data.image_size")
     patch_size = convert(Positive, model.get("patch_size"), "config.model.patch_size")
@@ -131,7 +129,7 @@ def _from_images(
     images_seen = config.pop("images_seen", None)
     data = _section(config, "data")
     wanted = ["epochs"] if images_seen is not None else []
-    wanted += [f"data.{n}" for n in ("mean", "std") if n in data and _is_none(data[n])]
+    wanted += [f"data.{n}" for n in ("mean", "std") if n in data and is_none(data[n])]
     if not wanted:
         return
     if measure is None:
@@ -147,7 +145,3 @@ def _from_images(
         config["epochs"] = math.ceil(images_seen / facts.num_images)
     measured = {"mean": facts.mean, "std": facts.std}
     config["data"] = {**data, **{n: measured[n] for n in measured if f"data.{n}" in wanted}}
-
-
-def _is_none(value: Any) -> bool:
-    return value is None or (isinstance(value, Text) and value == "None")

@@ -80,6 +80,8 @@ def _remove(config: dict[str, Any], path: list[str]) -> None:
     *sections, field = path
     for section in sections:
         config = config.get(section, {})
+        if not isinstance(config, dict):  # a value, which `from_mapping` refuses
+            return
     config.pop(field, None)
 
 

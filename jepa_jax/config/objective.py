@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from jepa_jax.config.augmentation import AugmentationConfig
 from jepa_jax.config.schema import (
     AboveZero,
-    Bound,
     NotNegative,
     Positive,
     Ratio,
     Scale,
     Share,
     ShareBelowOne,
+    ShareBetween,
     at_least,
 )
 from jepa_jax.errors import UserError
@@ -46,9 +46,9 @@ class EmaConfig:
     start_momentum: Share = 0.996  # of the target encoder, rising linearly ...
     final_momentum: Share = 1.0  # ... to this
     # In place of `start_momentum`, which then follows from the number of steps: the share of its
-    # start that the target keeps at the end, the product of all momenta. At .996, a run of 60 steps
-    # keeps 89 %, one of 460 steps 40 %, and one of 3,700 steps 0.06 %.
-    kept_share: Annotated[float, Bound("lie between 0 and 1", lambda x: 0 < x < 1)] | None = None
+    # start that the target keeps at the schedules' end, the product of all momenta. At .996, a run
+    # of 60 steps keeps 89 %, one of 460 steps 40 %, and one of 3,700 steps 0.06 %.
+    kept_share: ShareBetween | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

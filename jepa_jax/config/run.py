@@ -104,7 +104,7 @@ class LoggingConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     every_steps: Positive = 1000  # besides the one at the end
-    every_minutes: AboveZero | None = 10.0  # and when that long ago, with a log; None: never
+    every_minutes: AboveZero | None = 10.0  # and when the last is that long ago; None: never
     keep_last: Positive = 2  # newest checkpoints to keep
     keep_every_steps: Positive | None = None  # also keep each multiple of this for ever
 

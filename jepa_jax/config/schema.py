@@ -38,6 +38,7 @@ AboveZero = Annotated[float, Bound("be above 0", lambda x: x > 0)]
 Share = Annotated[float, Bound("lie in 0..1", lambda x: 0 <= x <= 1)]
 ShareBelowOne = Annotated[float, Bound("lie in 0..1, below 1", lambda x: 0 <= x < 1)]
 ShareAboveZero = Annotated[float, Bound("lie in 0..1, above 0", lambda x: 0 < x <= 1)]
+ShareBetween = Annotated[float, Bound("lie between 0 and 1", lambda x: 0 < x < 1)]
 Scale = Annotated[  # shares of an area
     tuple[float, float],
     Bound("satisfy 0 < low <= high <= 1", lambda x: 0 < x[0] <= x[1] <= 1),
@@ -149,7 +150,7 @@ def _convert_union(arguments: tuple[Any, ...], value: Any, name: str) -> Any:
     """One of several dataclasses, by its `name`; or a value that may be None."""
     alternatives = [a for a in arguments if a is not type(None)]
     if len(alternatives) < len(arguments):
-        if value is None or (isinstance(value, Text) and value == "None"):
+        if is_none(value):
             return None
         try:
             return convert(functools.reduce(operator.or_, alternatives), value, name)
@@ -163,6 +164,11 @@ def _convert_union(arguments: tuple[Any, ...], value: Any, name: str) -> Any:
         problem = f"{name}.name: missing" if tag is None else f"{name}.name = {_shown(tag)}"
         raise UserError(f"{problem}; must be one of {', '.join(tagged)}")
     return from_mapping(tagged[tag], value, name)
+
+
+def is_none(value: Any) -> bool:
+    """Whether a value is None, or says so on the command line."""
+    return value is None or (isinstance(value, Text) and value == "None")
 
 
 def parse(text: str) -> Any:

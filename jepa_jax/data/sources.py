@@ -183,21 +183,16 @@ def _folder(path: str | None, name: str | None, split: str) -> Source:
     if not os.access(root, os.R_OK | os.X_OK):
         raise UserError(f"{field}: no permission to read the folder {root}")
     classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    files, labels = _image_files(root), None
-    folders = [root, *(root / name for name in classes)]
-    left_out = Counter(
-        f"ending {pathlib.Path(entry.name).suffix.lower() or 'missing'}"
-        for folder in folders
-        for entry in os.scandir(folder)
-        if entry.is_file() and not entry.name.lower().endswith(IMAGE_SUFFIXES)
-    )
+    (files, left_out), labels = _scan(root), None
+    in_classes = [_scan(root / name) for name in classes]
+    for _, others in in_classes:
+        left_out += others
     if files:
-        below = sum(len(_image_files(root / name)) for name in classes)
+        below = sum(len(of_class) for of_class, _ in in_classes)
         left_out += Counter({f"in sub-folders, beside images in {root} itself": below})
     else:
-        in_classes = [_image_files(root / name) for name in classes]
-        files = [file for of_class in in_classes for file in of_class]
-        labels = np.repeat(np.arange(len(classes)), [len(of_class) for of_class in in_classes])
+        files = [file for of_class, _ in in_classes for file in of_class]
+        labels = np.repeat(np.arange(len(classes)), [len(of_class) for of_class, _ in in_classes])
     if not files:
         raise UserError(
             f"{field}: no images in {root} or its sub-folders; "
@@ -234,9 +229,14 @@ def _folder(path: str | None, name: str | None, split: str) -> Source:
     )
 
 
-def _image_files(folder: pathlib.Path) -> list[str]:
-    return sorted(
-        entry.path
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
-    )
+def _scan(folder: pathlib.Path) -> tuple[list[str], Counter[str]]:
+    """The images in a folder, and how many other files of which ending."""
+    images, others = [], Counter[str]()
+    for entry in os.scandir(folder):
+        if not entry.is_file():
+            continue
+        if entry.name.lower().endswith(IMAGE_SUFFIXES):
+            images.append(entry.path)
+        else:
+            others[f"ending {pathlib.Path(entry.name).suffix.lower() or 'missing'}"] += 1
+    return sorted(images), others

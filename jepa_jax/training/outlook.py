@@ -44,8 +44,7 @@ def outlook(
     if from_scratch and num_images < FEW_IMAGES:
         warnings.append(
             f"config.data.path = {config.data.path!r}: {num_images} images are few to train "
-            "from scratch: 600 gained nothing in a linear probe (docs/results.md); start from "
-            "published weights: --init facebook/ijepa_vith14_1k"
+            "from scratch; start from weights that exist: --init PATH, or a Hugging Face hub id"
         )
     if objective.outlook is not None:
         horizon = config.optimizer.ipe_scale * steps
