@@ -113,7 +113,7 @@ def starting_from(
 
     Each encoder starts as its own counterpart, or else as the encoder that there is; any other part
     of the parameters, as the predictor, where it has the same shape, and else at random, which is
-    logged. The images may have another size.
+    logged, as is another normalisation of the images. They may have another size.
 
     Raises:
       UserError: the encoders differ in shape, with the fields that would make them equal.
@@ -139,6 +139,18 @@ def starting_from(
     for name in params.keys() - parts.keys() - encoder_parts:
         why = "has another shape there" if name in weights.networks else "is not there"
         log.info("--init %s: the %s %s, and starts at random", weights.path, name, why)
+
+    saw, sees = (
+        [[round(number, 2) for number in numbers] for numbers in (data.mean, data.std)]
+        for data in (weights.config.data, config.data)
+    )
+    if saw != sees:
+        log.warning(
+            "warning: --init %s: its encoder saw images normalised otherwise than this run's; to "
+            "keep to that: --config.data.mean=%s --config.data.std=%s",
+            weights.path,
+            *(",".join(map(str, numbers)) for numbers in saw),
+        )
 
     def put(state: TrainState) -> TrainState:
         for name, path in objective.encoders.items():

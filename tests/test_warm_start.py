@@ -89,6 +89,15 @@ def test_other_libraries_checkpoints_are_read_as_they_are(small, tiny, tmp_path,
     chex.assert_trees_all_equal(after.params["encoder"], of_context)
 
 
+def test_another_normalisation_of_the_images_is_told(small, tiny, caplog):
+    weights = read_weights(small.folder, small.config.model)
+    begun(weights, tiny)
+    assert "normalised" not in caplog.text
+    tiny.data.update({"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.25, 0.25)})
+    begun(weights, tiny)
+    assert "keep to that: --config.data.mean=0.29,0.29,0.29 --config.data.std=0.35," in caplog.text
+
+
 def test_an_encoder_of_another_shape_is_refused_with_the_fields_to_set(small, tiny):
     tiny.model.update({"depth": 3, "embed_dim": 32})
     with pytest.raises(UserError) as error:
