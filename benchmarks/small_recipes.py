@@ -87,7 +87,11 @@ def measure(recipe: tuple[str, ...], seed: int) -> dict[str, Any]:
 def block_features(encode: Encoder, params: Any, split: Any) -> tuple[np.ndarray, np.ndarray]:
     """Average-pooled features of each block [depth, n, D], and labels [n]."""
     data, layers = encode.config.data, tuple(range(encode.config.model.depth))
-    pool = jax.jit(lambda images: encode(params, images, layers=layers).mean(axis=2))
+    pool = jax.jit(
+        lambda images: encode(params, normalize(images, data.mean, data.std), layers=layers).mean(
+            axis=2
+        )
+    )
     source = open_source(data, split)
     assert source.labels is not None
     index = np.arange(source.num_examples)

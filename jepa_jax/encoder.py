@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jepa_jax.batch.pixels import normalize
 from jepa_jax.config import Config, resolve, to_dict
 from jepa_jax.config.sizes import vit_size
 from jepa_jax.errors import UserError
@@ -33,7 +34,7 @@ from jepa_jax.training import checkpoint
 # The published shapes: size, patch size.
 _MODELS = (("ti", 16), ("s", 16), ("b", 16), ("l", 16), ("h", 14), ("h", 16), ("g", 16))
 
-Images = Float[Array, "*B H W 3"] | Float[np.ndarray, "*B H W 3"]
+Images = Float[Array, "*B H W C"] | Float[np.ndarray, "*B H W C"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Encoder:
 
         Args:
           params: the parameters that `load_encoder` gave, or any like them.
-          images: one image [H, W, 3] or a batch [B, H, W, 3], normalised as `preprocess` does. H
+          images: one image [H, W, C] or a batch [B, H, W, C], normalised as `preprocess` does. H
             and W may be any multiples of the patch size; at another size than the model was trained
             at, its positions are interpolated bicubically.
           layers: blocks whose features are wanted, ascending; -1 is the last. Each goes through the
@@ -69,9 +70,12 @@ class Encoder:
           ValueError: the images are raw, a size is no multiple of the patch size, or there is no
             such block.
         """
-        model = self.config.model
-        if images.ndim not in (3, 4) or images.shape[-1] != 3:
-            raise ValueError(f"images of shape {images.shape}: must be [H, W, 3] or [B, H, W, 3]")
+        model, channels = self.config.model, self.config.data.channels
+        if images.ndim not in (3, 4) or images.shape[-1] != channels:
+            raise ValueError(
+                f"images of shape {images.shape}: must be [H, W, {channels}] or "
+                f"[B, H, W, {channels}]"
+            )
         if images.shape[-3] % model.patch_size or images.shape[-2] % model.patch_size:
             raise ValueError(
                 f"images of {images.shape[-3]} x {images.shape[-2]} pixels: both must be multiples "
@@ -94,38 +98,37 @@ class Encoder:
 
     def preprocess(
         self, images: np.ndarray | Array, image_size: tuple[int, int] | None = None
-    ) -> Float[Array, "*B H W 3"]:
+    ) -> Float[Array, "*B H W C"]:
         """Raw images as the model wants them, and as the probes prepare them.
 
         The largest centred crop of the right shape is taken, less the margin that
-        `config.data.eval_crop` says (0.875: 224 of 256 pixels); it is resized, bilinearly and with
-        an antialiasing filter; then pixels are scaled to 0..1, less `config.data.mean`, divided by
-        `config.data.std`.
+        `config.data.eval_crop` says (0.875: 224 of 256 pixels); it is resized as
+        `config.data.interpolation` says, with an antialiasing filter, and rounded; then pixels are
+        scaled to 0..1, less `config.data.mean`, divided by `config.data.std`.
 
         Args:
-          images: uint8 [h, w, 3] or [B, h, w, 3], RGB, of any size.
+          images: uint8 [h, w, C] or [B, h, w, C], of any size; RGB, where C is 3.
           image_size: (H, W) to resize to; None: that which the model was trained at.
 
         Returns:
-          float32 [H, W, 3] or [B, H, W, 3].
+          float32 [H, W, C] or [B, H, W, C].
 
         Raises:
           ValueError: the images are of another type or shape.
         """
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
+        data, channels = self.config.data, self.config.data.channels
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != channels:
             raise ValueError(
-                f"images of {images.dtype} {images.shape}: must be uint8 [h, w, 3] or [B, h, w, 3]"
+                f"images of {images.dtype} {images.shape}: must be uint8 [h, w, {channels}] or "
+                f"[B, h, w, {channels}]"
             )
-        data = self.config.data
         size = image_size or data.image_size
         top, left, height, width = _centre(images.shape[-3], images.shape[-2], size, data.eval_crop)
         x = images[..., top : top + height, left : left + width, :]
         x = jnp.asarray(x, jnp.float32)
-        x = jax.image.resize(x, (*x.shape[:-3], *size, 3), method="linear", antialias=True)
-        per_channel = (1,) * (x.ndim - 1) + (3,)
-        mean = np.array(data.mean, np.float32).reshape(per_channel)
-        std = np.array(data.std, np.float32).reshape(per_channel)
-        return (x / np.float32(255) - mean) / std
+        method = {"bilinear": "linear", "bicubic": "cubic"}[data.interpolation]
+        x = jax.image.resize(x, (*x.shape[:-3], *size, channels), method=method, antialias=True)
+        return normalize(jnp.round(x).clip(0, 255).astype(jnp.uint8), data.mean, data.std)
 
 
 def load_encoder(

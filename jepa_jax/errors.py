@@ -13,6 +13,10 @@ class StoppedRunError(Exception):
     exit_code = 3
 
 
+class BadDataError(StoppedRunError):
+    """Too many images can't be read; all that was learned up to there is good."""
+
+
 class PreemptedError(Exception):
     """The machine asked for its resources back; the same command resumes the run."""
 

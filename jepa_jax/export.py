@@ -63,7 +63,7 @@ def export_encoder(
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat.items()}
     B = jax.export.symbolic_shape("B")[0] if batch_size is None else batch_size
-    images = jax.ShapeDtypeStruct((B, *image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((B, *image_size, encode.config.data.channels), jnp.float32)
     return jax.export.export(jax.jit(call), platforms=PLATFORMS)(shapes, images)
 
 

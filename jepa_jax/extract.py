@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import tqdm
 
+from jepa_jax.batch.pixels import normalize
 from jepa_jax.command_line import (
     add_checkpoint_arguments,
     check_size,
@@ -132,9 +133,10 @@ def open_images(
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged file fails in many ways
         raise UserError(f"--images {path}: can't be read: {error}") from error
+    channels = encode.config.data.channels
     given = f"--images {path}: {array.dtype} {list(array.shape)}"
-    if array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
-        raise UserError(f"{given}: must be [n, H, W, 3]")
+    if array.ndim != 4 or array.shape[-1] != channels or 0 in array.shape:
+        raise UserError(f"{given}: must be [n, H, W, {channels}]")
     if array.dtype == np.uint8:
         size = image_size or encode.config.data.image_size
 
@@ -180,7 +182,8 @@ def _open_folder(
     source = open_source(data, "train")
     index = np.arange(source.num_examples)
     files = [source.describe(int(i)) for i in index]
-    batches = eval_batches(data, source, index=index, batch_size=batch_size)
+    pixels = eval_batches(data, source, index=index, batch_size=batch_size)
+    batches = (normalize(images, data.mean, data.std) for images in pixels)
     return ImageBatches(source.num_examples, data.image_size, batches, files, source.labels)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -34,10 +35,10 @@ def short(tiny):
     return tiny
 
 
-def run(config, workdir, source):
+def run(config, workdir, source, **others):
     config = resolve(config)
-    objective = make_objective(config)
-    return train(config, workdir, objective=objective, stream=stream_of(config, source))
+    objective, stream = make_objective(config), stream_of(config, source)
+    return train(config, workdir, objective=objective, stream=stream, **others)
 
 
 def test_debugging_learns_one_batch_by_heart(short, tmp_path, source):
@@ -61,13 +62,14 @@ def test_debugging_learns_one_batch_by_heart(short, tmp_path, source):
 def test_debugging_names_the_line_where_a_nan_arose(short, tmp_path, source):
     short.debug = True
 
-    def load(index, crop, size):
-        return source.load(index, crop, size) * np.float32(np.nan)
+    def damaged(state):
+        state.params["encoder"]["patch_embed"]["kernel"] *= jnp.nan
+        return state
 
     with pytest.raises(
-        StoppedRunError, match=r"step 1: invalid value \(nan\) .*patches\.py:\d+: x = "
+        StoppedRunError, match=r"step 1: invalid value \(nan\) .*vision_transformer\.py:\d+: x = "
     ):
-        run(short, tmp_path, dataclasses.replace(source, load=load))
+        run(short, tmp_path, source, initialize=damaged)
 
 
 def test_steps_are_traced_and_programs_written_on_request(short, tmp_path, source):

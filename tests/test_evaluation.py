@@ -183,17 +183,18 @@ def test_principal_colours_lie_in_0_to_1_and_ignore_positions():
     np.testing.assert_allclose(colours, shifted, atol=1e-3)
 
 
-def test_displayed_images_are_the_pixels_before_normalisation():
-    data = resolve(load_config_file("cifar10")).data
-    pixels = np.random.default_rng(0).uniform(size=(2, 4, 4, 3)).astype(np.float32)
-    normalised = (pixels - np.float32(data.mean)) / np.float32(data.std)
-    np.testing.assert_allclose(displayable(normalised, data), pixels, atol=1e-6)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (3, [0, 1, 2]), (13, [0, 1, 2])])
+def test_images_of_any_channels_are_displayed_as_colours(dtype, channels, shown):
+    most = np.iinfo(dtype).max
+    pixels = np.random.default_rng(0).integers(0, most + 1, (2, 4, 4, channels), dtype)
+    np.testing.assert_allclose(displayable(pixels), pixels[..., shown] / most, atol=1e-6)
 
 
 def test_pictures_are_drawn_also_for_few_images_and_metrics(tmp_path, tiny):
     config = resolve(tiny)
     batch = {
-        "image": np.zeros((4, 28, 28, 3), np.float32),
+        "image": np.zeros((4, 28, 28, 3), np.uint8),
         "context_index": np.zeros((4, 4), np.int32),
         "target_index": np.zeros((4, 2, 3), np.int32),
     }

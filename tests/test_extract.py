@@ -91,7 +91,8 @@ def test_a_folder_of_classes_at_another_size(small, tmp_path, run, expected_of):
     encode, _ = load_encoder(small.folder)
     prepared = np.stack([np.asarray(encode.preprocess(image, (42, 35))) for image in raw])
     with np.load(tmp_path / "f.npz") as written:
-        np.testing.assert_allclose(written["patches"], expected_of(prepared), atol=1e-4)
+        # Prepared by another library, to within one of 255 levels: see test_encoder.py.
+        np.testing.assert_allclose(written["patches"], expected_of(prepared), atol=0.05)
         assert written["labels"].tolist() == [0, 0, 1]
         names = [
             str(tmp_path / "photos" / name) for name in ("cat/1.png", "cat/2.png", "dog/1.png")

@@ -5,6 +5,7 @@ import json
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -57,7 +58,7 @@ def short_run(tiny, accumulation_steps=1, **checkpoint_fields):
     return resolve(tiny)
 
 
-def start(config, workdir, source, *, stop_after=None):
+def start(config, workdir, source, *, stop_after=None, objective=None):
     """Trains; with `stop_after`, as if SIGTERM came during that step."""
     calls = []
 
@@ -68,7 +69,7 @@ def start(config, workdir, source, *, stop_after=None):
             signal.raise_signal(signal.SIGTERM)
         return 0.5
 
-    objective = make_objective(config)
+    objective = objective or make_objective(config)
     stream = stream_of(config, source)
     return train(config, workdir, objective=objective, stream=stream, knn_accuracy=knn_accuracy)
 
@@ -143,20 +144,27 @@ def test_checkpoints_are_kept_by_the_rules(tiny, tmp_path, source):
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, source, poison):
-    """One image is poisoned from the second epoch on: it is read in a step that can be computed."""
+    """The loss is poisoned where a certain image is in the batch, all of whose pixels are 1."""
     config = short_run(tiny, every_steps=4)
+    objective = make_objective(config)
 
     def load(index, crop, size):
-        images = source.load(index, crop, size)
-        return tf.where((index == 3)[:, None, None, None], tf.cast(poison, tf.float32), images)
+        images, used = source.load(index, crop, size)
+        marked = tf.where((index == 3)[:, None, None, None], tf.ones_like(images), images)
+        return marked, used
+
+    def loss(params, state, batch, key, clock):
+        value, out = objective.loss(params, state, batch, key, clock)
+        marked = jnp.any(jnp.all(batch["image"] == 1, axis=(1, 2, 3)))
+        return value * jnp.where(marked, poison, 1.0), out
 
     poisoned = dataclasses.replace(source, load=load)
     with pytest.raises(StoppedRunError) as stopped:
-        start(config, tmp_path, poisoned)
+        start(config, tmp_path, poisoned, objective=objective._replace(loss=loss))
     assert stopped.value.exit_code == 3
     written = rows(tmp_path)
     bad_step = max(row["step"] for row in written if "loss" in row) + 1
-    assert f"the loss of step {bad_step} is nan" in str(stopped.value)
+    assert f"the loss of step {bad_step} is {poison}" in str(stopped.value)
     assert all(np.isfinite(row["loss"]) for row in written if "loss" in row)
     last_good = checkpoint.latest_step(tmp_path)
     if last_good is None:

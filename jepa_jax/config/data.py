@@ -3,13 +3,14 @@
 import dataclasses
 from typing import Literal
 
-from jepa_jax.config.schema import AboveZero, Positive, Ratio, Scale, ShareAboveZero
+from jepa_jax.config.schema import AboveZero, Positive, Ratio, Scale, Share, ShareAboveZero
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     source: Literal["fashion_mnist", "cluttered_fashion_mnist", "tfds", "folder"]
     path: str | None = None  # folder: its path; tfds: the data set's name; the others are bundled
+    tfds_dir: str | None = None  # tfds: where data sets are prepared; None: where TFDS looks
     # folder: a sub-folder, None for the folder itself; tfds: a split; fashion_mnist: "train" ...
     train_split: str | None = "train"
     test_split: str | None = "test"  # ... or "test"; read by the probes only
@@ -17,5 +18,13 @@ class DataConfig:
     crop_scale: Scale = (0.3, 1.0)  # random-resized-crop: share of the image's area
     crop_aspect_ratio: Ratio = (3 / 4, 4 / 3)  # random-resized-crop: width / height
     eval_crop: ShareAboveZero = 1.0  # probes: the centre crop's side, of the largest that fits
-    mean: tuple[float, float, float]  # of the pixels in 0..1, for normalisation
-    std: tuple[AboveZero, AboveZero, AboveZero]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # of resizing; antialiased
+    # Share of the images that may be bad and be replaced by the next good ones; above, it stops.
+    bad_share: Share = 0.01
+    mean: tuple[float, ...]  # of each channel's pixels in 0..1, for normalisation
+    std: tuple[AboveZero, ...]
+
+    @property
+    def channels(self) -> int:
+        """Of the images as the model sees them; 0: not known yet."""
+        return len(self.mean)

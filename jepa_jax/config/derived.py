@@ -7,6 +7,7 @@
     images_seen                    epochs                     the number of training images
     optimizer.warmup_share         optimizer.warmup_epochs    epochs
     data.mean, data.std = None     data.mean, data.std        the training images
+    data.channels                  their length               None, with the two: the images'
 
 A checkpoint holds what came out.
 """
@@ -50,8 +51,8 @@ class ImageFacts(NamedTuple):
     """What a configuration may take from the training images."""
 
     num_images: int
-    mean: tuple[float, float, float]  # of each channel, pixels in 0..1
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  # of each channel, pixels in 0..1
+    std: tuple[float, ...]
 
 
 def derive(
@@ -130,6 +131,9 @@ def _from_images(
     data = _section(config, "data")
     wanted = ["epochs"] if images_seen is not None else []
     wanted += [f"data.{n}" for n in ("mean", "std") if n in data and is_none(data[n])]
+    channels = _channels(data)
+    if data:
+        config["data"] = data
     if not wanted:
         return
     if measure is None:
@@ -139,9 +143,23 @@ def _from_images(
         )
     if images_seen is not None:
         images_seen = convert(Positive, images_seen, "config.images_seen")
-    unknown = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    unknown = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
     facts = measure(from_mapping(DataConfig, {**data, **unknown}, "config.data"))
     if "epochs" in wanted:
         config["epochs"] = math.ceil(images_seen / facts.num_images)
     measured = {"mean": facts.mean, "std": facts.std}
     config["data"] = {**data, **{n: measured[n] for n in measured if f"data.{n}" in wanted}}
+
+
+def _channels(data: dict[str, Any]) -> int:
+    """Takes the number of channels out of the section; 0: as the images have."""
+    channels = data.pop("channels", None)
+    channels = convert(Positive | None, channels, "config.data.channels")
+    given = [data[name] for name in ("mean", "std") if isinstance(data.get(name), list | tuple)]
+    for values in given:
+        if channels is not None and len(values) != channels:
+            raise UserError(
+                f"config.data.channels = {channels}: config.data.mean and std must have as many "
+                "values, or be None, to be measured"
+            )
+    return channels or (len(given[0]) if given else 0)

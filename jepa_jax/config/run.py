@@ -155,6 +155,11 @@ def resolve(config: Any, measure: Callable[[DataConfig], ImageFacts] | None = No
     """
     refuse_moved(config)
     resolved = from_mapping(Config, derive(replace_sentinels(config), measure))
+    if len(resolved.data.mean) != len(resolved.data.std) or not resolved.data.mean:
+        raise UserError(
+            f"config.data.mean = {resolved.data.mean}: must have as many values as "
+            "config.data.std, one for each channel"
+        )
     check_patches("data.image_size", resolved.data.image_size, resolved.model.patch_size)
     check_width("model", resolved.model.embed_dim, resolved.model.num_heads)
     if resolved.batch_size % resolved.optimizer.accumulation_steps:

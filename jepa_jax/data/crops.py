@@ -1,5 +1,8 @@
 """Where to cut an image: random-resized crops for training, a centre crop for the probes."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
@@ -9,64 +12,79 @@ _CROP = 4  # first part of the random keys; see masks.py
 _TRIES = 10  # crops that don't fit are redrawn this often, then the centre is taken
 
 
+class Crop(NamedTuple):
+    """Boxes in two steps: an image's size is known only when its file has been opened.
+
+    Attributes:
+      draws: example numbers int64 [n] -> random numbers float64 [n, K], in the graph.
+      boxes: (those [n, K], heights [n], widths [n]) -> int64 [n, 4]: top, left, height, width.
+    """
+
+    draws: Callable[[tf.Tensor], tf.Tensor]
+    boxes: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
 def random_resized_crop(
-    height: tf.Tensor,
-    width: tf.Tensor,
     *,
     scale: tuple[float, float],
     aspect_ratio: tuple[float, float],
     seed: int,
-    epoch: tf.Tensor,
-    index: tf.Tensor,
+    epoch: int | tf.Tensor,
     view: int = 0,
-) -> tf.Tensor:
-    """Boxes of random area and shape (Szegedy et al., 2015), one per image.
+) -> Crop:
+    """Boxes of random area and shape (Szegedy et al., 2015), with torchvision's distribution.
+
+    Where ten tries do not fit, it is the largest centred box whose shape is within the bounds.
 
     Args:
-      height, width: int32 [B], of the images in pixels.
       scale: share of the image's area, drawn uniformly.
       aspect_ratio: width / height, drawn uniformly in its logarithm.
-      seed, epoch, index: what the draw depends on; epoch is a scalar or [B], index is [B].
+      seed, epoch: what the draw depends on, besides the example's number; epoch is a scalar or [n].
       view: of several crops of one image, which.
-
-    Returns:
-      int32 [B, 4]: top, left, height, width in pixels.
     """
-    of_view = (view,) if view else ()
-    key = stateless_random.make_key(_CROP, seed, epoch, index, *of_view)  # [B]
-    u = stateless_random.uniform(key, 4 * _TRIES)  # [B, 4 * tries]
-    u = tf.reshape(u, [-1, 4, _TRIES])  # [B, 4, tries]
-    height, width = tf.cast(height, tf.float64)[:, None], tf.cast(width, tf.float64)[:, None]
 
-    area = height * width * (scale[0] + u[:, 0] * (scale[1] - scale[0]))  # [B, tries]
-    low, high = np.log(aspect_ratio[0]), np.log(aspect_ratio[1])
-    ratio = tf.exp(low + u[:, 1] * (high - low))
-    crop_height = tf.round(tf.sqrt(area / ratio))
-    crop_width = tf.round(tf.sqrt(area * ratio))
-    fits = (crop_height >= 1) & (crop_width >= 1) & (crop_height <= height) & (crop_width <= width)
-    top = tf.floor(u[:, 2] * (height - crop_height + 1))
-    left = tf.floor(u[:, 3] * (width - crop_width + 1))
-    tries = tf.stack([top, left, crop_height, crop_width], axis=-1)  # [B, tries, 4]
+    def draws(index: tf.Tensor) -> tf.Tensor:
+        of_view = (view,) if view else ()
+        key = stateless_random.make_key(_CROP, seed, epoch, index, *of_view)  # [n]
+        return stateless_random.uniform(key, 4 * _TRIES)  # [n, 4 * tries]
 
-    first = tf.argmax(tf.cast(fits, tf.int32), axis=1)  # [B]
-    boxes = tf.cast(tf.gather(tries, first, batch_dims=1), tf.int32)  # [B, 4]
-    centre = center_crop(height[:, 0], width[:, 0], aspect_ratio=1.0, share=1.0)
-    return tf.where(tf.reduce_any(fits, axis=1)[:, None], boxes, centre)
+    def boxes(u: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        u = u.reshape(-1, 4, _TRIES)
+        height, width = heights[:, None].astype(np.float64), widths[:, None].astype(np.float64)
+        area = height * width * (scale[0] + u[:, 0] * (scale[1] - scale[0]))  # [n, tries]
+        low, high = np.log(aspect_ratio)
+        ratio = np.exp(low + u[:, 1] * (high - low))
+        crop_height, crop_width = np.round(np.sqrt(area / ratio)), np.round(np.sqrt(area * ratio))
+        fits = (np.minimum(crop_height, crop_width) >= 1) & (crop_height <= height)
+        fits &= crop_width <= width
+        top = np.floor(u[:, 2] * (height - crop_height + 1))
+        left = np.floor(u[:, 3] * (width - crop_width + 1))
+        tries = np.stack([top, left, crop_height, crop_width], axis=-1)  # [n, tries, 4]
+
+        first = tries[np.arange(len(u)), fits.argmax(axis=1)].astype(np.int64)  # [n, 4]
+        within = np.clip(widths / heights, *aspect_ratio)
+        centre = centre_boxes(heights, widths, aspect_ratio=within, share=1.0)
+        return np.where(fits.any(axis=1)[:, None], first, centre)
+
+    return Crop(draws, boxes)
 
 
-def center_crop(
-    height: tf.Tensor, width: tf.Tensor, *, aspect_ratio: float, share: float
-) -> tf.Tensor:
-    """The largest centred boxes of an aspect ratio (width / height), with sides scaled by `share`.
+def center_crop(*, aspect_ratio: float, share: float) -> Crop:
+    """The largest centred box of an aspect ratio (width / height), with sides scaled by `share`."""
 
-    Args:
-      height, width: [B], of the images in pixels.
+    def boxes(u: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        del u
+        return centre_boxes(heights, widths, aspect_ratio=aspect_ratio, share=share)
 
-    Returns:
-      int32 [B, 4]: top, left, height, width in pixels.
-    """
-    height, width = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
-    crop_height = tf.maximum(tf.round(share * tf.minimum(height, width / aspect_ratio)), 1)
-    crop_width = tf.maximum(tf.round(share * tf.minimum(width, height * aspect_ratio)), 1)
-    top, left = tf.floor((height - crop_height) / 2), tf.floor((width - crop_width) / 2)
-    return tf.cast(tf.stack([top, left, crop_height, crop_width], axis=-1), tf.int32)
+    return Crop(lambda index: tf.zeros([tf.size(index), 0], tf.float64), boxes)
+
+
+def centre_boxes(
+    heights: np.ndarray, widths: np.ndarray, *, aspect_ratio: float | np.ndarray, share: float
+) -> np.ndarray:
+    """The boxes of `center_crop`, int64 [n, 4], of images of these sizes [n]."""
+    height, width = heights.astype(np.float64), widths.astype(np.float64)
+    crop_height = np.maximum(np.round(share * np.minimum(height, width / aspect_ratio)), 1)
+    crop_width = np.maximum(np.round(share * np.minimum(width, height * aspect_ratio)), 1)
+    top, left = np.floor((height - crop_height) / 2), np.floor((width - crop_width) / 2)
+    return np.stack([top, left, crop_height, crop_width], axis=-1).astype(np.int64)

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from jepa_jax.config import DataConfig
 from jepa_jax.data.crops import center_crop
-from jepa_jax.data.sources import Crop, Source
+from jepa_jax.data.sources import Source
 from jepa_jax.errors import StoppedRunError
 
 # No stage has Python control flow on tensors, so none needs AutoGraph to rewrite its source.
@@ -28,61 +28,52 @@ def fixed_options() -> tf.data.Options:
     return options
 
 
-def normalize(image: tf.Tensor, data: DataConfig) -> tf.Tensor:
-    """0..255 to zero mean and unit variance per channel."""
-    mean, std = np.array(data.mean, np.float32), np.array(data.std, np.float32)
-    return (image / np.float32(255) - mean) / std
+def calls_of(rows: int, source: Source) -> int:
+    """How many images a call loads, of a batch of `rows`: a divisor, all calls being alike."""
+    most = source.images_per_call or rows
+    return max(n for n in range(1, min(most, rows) + 1) if rows % n == 0)
 
 
-def first_unreadable(data: DataConfig, source: Source, index: np.ndarray) -> str | None:
-    """Name of the first of some examples that doesn't load by itself."""
+def first_problem(source: Source, index: np.ndarray) -> str | None:
+    """What is wrong with the first bad one of some examples."""
     for i in index:
-        try:
-            source.load(tf.constant([i], tf.int64), _centre(data), data.image_size)
-        except tf.errors.OpError:
-            return source.describe(int(i))
+        problem = source.problem(int(i))
+        if problem is not None:
+            return f"{source.describe(int(i))}: {problem}"
     return None
-
-
-def _centre(data: DataConfig) -> Crop:
-    aspect_ratio = data.image_size[1] / data.image_size[0]
-
-    def crop(height: tf.Tensor, width: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-        del index
-        return center_crop(height, width, aspect_ratio=aspect_ratio, share=data.eval_crop)
-
-    return crop
 
 
 def eval_batches(
     data: DataConfig, source: Source, *, index: np.ndarray, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Centre-cropped, normalised images in the order of `index`.
+    """Centre-cropped images in the order of `index`.
 
     Yields:
-      float32 [batch_size, H, W, 3]; the last one may be shorter.
+      pixels [batch_size, H, W, C] of the source's type; the last one may be shorter.
 
     Raises:
-      StoppedRunError: an image can't be decoded; the message names it.
+      StoppedRunError: an image is bad; the message names it, and none takes its place.
     """
-    per_call = batch_size if source.whole_batches else 1
+    per_call = calls_of(batch_size, source)
+    aspect_ratio = data.image_size[1] / data.image_size[0]
+    crop = center_crop(aspect_ratio=aspect_ratio, share=data.eval_crop)
     # All calls have one static shape: the last batch is filled up here, and cut below.
     num_batches = -(-len(index) // batch_size)
     filled = np.pad(index, (0, num_batches * batch_size - len(index)), mode="edge")
     dataset = tf.data.Dataset.from_tensor_slices(filled.astype(np.int64))
     dataset = dataset.batch(per_call, drop_remainder=True).map(
-        graph(lambda i: normalize(source.load(i, _centre(data), data.image_size), data)),
-        **PARALLEL,
+        graph(lambda i: (*source.load(i, crop, data.image_size), i)), **PARALLEL
     )
     if per_call < batch_size:
         dataset = dataset.rebatch(batch_size, drop_remainder=True)
     iterator = iter(dataset.prefetch(2).with_options(fixed_options()).as_numpy_iterator())
     for start in range(0, len(index), batch_size):
+        problem, images = None, np.empty(0)
         try:
-            images = next(iterator)
+            images, used, asked = next(iterator)
+            bad = asked[used != asked]
         except tf.errors.OpError as error:
-            unreadable = first_unreadable(data, source, index[start : start + batch_size])
-            raise StoppedRunError(
-                f"an image can't be read: {unreadable or error.message}"
-            ) from error
+            problem, bad = error.message, index[start : start + batch_size]
+        if problem or len(bad):
+            raise StoppedRunError(f"a bad image: {first_problem(source, bad) or problem}")
         yield images[: len(index) - start]

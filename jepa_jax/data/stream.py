@@ -17,9 +17,11 @@ from jepa_jax.config import DataConfig
 from jepa_jax.data.augment import augment
 from jepa_jax.data.crops import random_resized_crop
 from jepa_jax.data.masks import MaskSampler, draw_random_patches
-from jepa_jax.data.pipeline import PARALLEL, first_unreadable, fixed_options, graph, normalize
+from jepa_jax.data.pipeline import PARALLEL, calls_of, first_problem, fixed_options, graph
 from jepa_jax.data.sources import Source
-from jepa_jax.errors import StoppedRunError, UserError
+from jepa_jax.errors import BadDataError, UserError
+
+_SURE = 1000  # images before a share of bad ones says anything
 
 
 def make_stream(
@@ -27,11 +29,12 @@ def make_stream(
 ) -> Stream:
     """Training batches of a source's images, as an objective needs them.
 
-    A batch also holds, for this host alone, example_index int64 [b] and, of multi-block masks,
-    mask_fallback bool [b] (see `MaskSampler.draw`).
+    A batch also holds, for this host alone, example_index int64 [b], replaced bool [b], true where
+    an example's image is bad and is that of the next good example, with its label, and, of
+    multi-block masks, mask_fallback bool [b] (see `MaskSampler.draw`).
 
     Args:
-      data: how images are normalised.
+      data: what share of bad images is borne.
       seed, batch_size: of the run.
 
     Raises:
@@ -44,7 +47,7 @@ def make_stream(
     if needs.labels is not None:
         _check_labels(needs.labels, data, source)
     drawn = _Batches(needs, data, source, seed, batch_size)
-    counted = {}
+    counted = {"replaced": "their images are bad; the next good ones took their places"}
     if isinstance(needs.masks, MultiBlock):
         counted["mask_fallback"] = "no mask draw fitted, so that their targets are stacked"
     return Stream(
@@ -86,7 +89,7 @@ class _Batches:
 
     def variants(self, step: int) -> tuple[tuple[Shapes, float], ...]:
         """The shapes of a batch, nearest first to those of this step."""
-        variants = self.needs.variants(self.batch_size)
+        variants = self.needs.variants(self.batch_size, self.source.dtype)
         if not isinstance(self.needs.masks, MultiBlock):
             return variants
         sampler = MaskSampler(self.needs.masks, self.seed)
@@ -103,25 +106,32 @@ class _Batches:
             for all.
 
         Raises:
-          StoppedRunError: an image can't be decoded; the message names it.
+          BadDataError: too many images are bad, or all.
         """
         rows = np.arange(self.batch_size) if rows is None else rows
         dataset = self._dataset(start_step, end_step, rows)
         iterator = iter(dataset.as_numpy_iterator())
+        drawn, bad = 0, 0
         for step in range(start_step, end_step):
             try:
                 batch = next(iterator)
             except tf.errors.OpError as error:
                 number = tf.constant(step * self.batch_size + rows, tf.int64)
                 index = self._locate(number)[1].numpy()
-                unreadable = first_unreadable(self.data, self.source, index)
-                raise StoppedRunError(
-                    f"step {step}: an image can't be read: {unreadable or error.message}"
+                raise BadDataError(
+                    f"step {step}: {first_problem(self.source, index) or error.message}"
                 ) from error
+            drawn, bad = drawn + len(rows), bad + int(batch["replaced"].sum())
+            if bad > self.data.bad_share * max(drawn, _SURE):
+                raise BadDataError(
+                    f"step {step}: {bad} of {drawn} images were bad, more than "
+                    f"config.data.bad_share = {self.data.bad_share}; python -m jepa_jax.data check "
+                    "names them all"
+                )
             yield batch
 
     def _dataset(self, start_step: int, end_step: int, rows: np.ndarray) -> tf.data.Dataset:
-        per_call = len(rows) if self.source.whole_batches else 1
+        per_call = calls_of(len(rows), self.source)
         calls_per_step = len(rows) // per_call
         rows_of_call = tf.constant(rows.reshape(calls_per_step, per_call), tf.int64)
 
@@ -130,15 +140,17 @@ class _Batches:
             step, row = call // calls_per_step, call % calls_per_step
             number = step * self.batch_size + rows_of_call[row]
             epoch, index = self._locate(number)
-            return self._views(epoch, index) | {"number": number, "example_index": index}
+            views, used = self._views(epoch, index)
+            return views | {"number": number, "example_index": index, "used": used}
 
         @graph
         def add_rest(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            number, index = batch.pop("number"), batch["example_index"]
+            number, used, index = batch.pop("number"), batch.pop("used"), batch["example_index"]
             epoch, _ = self._locate(number)
             if self.needs.labels is not None:
                 labels = tf.constant(self.source.labels, tf.int32)
-                batch["label"] = tf.gather(labels, index)
+                batch["label"] = tf.gather(labels, used)
+            batch["replaced"] = used != index
             return batch | self._masks(number[0] // self.batch_size, epoch, index)
 
         dataset = tf.data.Dataset.range(start_step * calls_per_step, end_step * calls_per_step)
@@ -147,39 +159,37 @@ class _Batches:
             dataset = dataset.rebatch(len(rows), drop_remainder=True)
         return dataset.map(add_rest, **PARALLEL).prefetch(4).with_options(fixed_options())
 
-    def _views(self, epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
-        """All views of some examples, normalised: name -> [n, H, W, C] or [n, V, H, W, C]."""
-        views, number = {}, 0
+    def _views(self, epoch: tf.Tensor, index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """All views of some examples: name -> pixels [n, H, W, C] or [n, V, H, W, C]; and the
+        examples int64 [n] that they really show."""
+        views, number, used = {}, 0, index
         for view in self.needs.views:
             images = []
             for of_size in range(view.number or 1):
-
-                def crop(height, width, index, *, view=view, number=number):
-                    return random_resized_crop(
-                        height,
-                        width,
-                        scale=view.crop_scale,
-                        aspect_ratio=view.crop_aspect_ratio,
-                        seed=self.seed,
-                        epoch=epoch,
-                        index=index,
-                        view=number,
-                    )
-
-                image = self.source.load(index, crop, view.size)
+                crop = random_resized_crop(
+                    scale=view.crop_scale,
+                    aspect_ratio=view.crop_aspect_ratio,
+                    seed=self.seed,
+                    epoch=epoch,
+                    view=number,
+                )
+                image, used = self.source.load(index, crop, view.size)
                 if view.augmentations:
-                    image = augment(
-                        image,
+                    most = np.iinfo(self.source.dtype).max
+                    changed = augment(
+                        tf.cast(image, tf.float32) * np.float32(255 / most),
                         view.augmentations[of_size % len(view.augmentations)],
                         seed=self.seed,
                         epoch=epoch,
                         index=index,
                         view=number,
                     )
-                images.append(normalize(image, self.data))
+                    changed = tf.round(changed * np.float32(most / 255))
+                    image = tf.cast(tf.clip_by_value(changed, 0, most), image.dtype)
+                images.append(image)
                 number += 1
             views[view.name] = images[0] if view.number is None else tf.stack(images, axis=1)
-        return views
+        return views, used
 
     def _masks(self, step: tf.Tensor, epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
         masks = self.needs.masks

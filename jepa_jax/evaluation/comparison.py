@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import tqdm
 
+from jepa_jax.batch.pixels import normalize
 from jepa_jax.config import DataConfig, ProbeConfig
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import open_source
@@ -87,7 +88,8 @@ def _extract(
             "needs; sort them into one folder per class"
         )
     n, start = source.num_examples, 0
-    held = np.empty((n if pixels else 0, *data.image_size, 3), np.float32)
+    shape = (n if pixels else 0, *data.image_size, source.channels)
+    held = np.empty(shape, source.dtype)
     parts: dict[str, list[Any]] = {name: [] for name in encoders}
     _say(f"encoding {n:,} {split} images ...")
     # The bar on a terminal only: elsewhere it would be one long line.
@@ -102,7 +104,7 @@ def _extract(
             bar.update(len(images))
     features = {name: np.concatenate(jax.device_get(part)) for name, part in parts.items()}
     if pixels:
-        features["raw_pixels"] = raw_pixels(held)
+        features["raw_pixels"] = raw_pixels(normalize(held, data.mean, data.std))
     return {name: LabelledFeatures(array, source.labels) for name, array in features.items()}
 
 

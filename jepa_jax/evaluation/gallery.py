@@ -64,7 +64,7 @@ def make_gallery(
         rows = {"at the start": np.load(tokens_file)} if tokens_file.exists() else {}
         rows[f"step {step}"] = tokens
         path = workdir / "feature_pca.png"
-        pca_picture(path, images[: len(index)], rows, config.grid, config.data)
+        pca_picture(path, images[: len(index)], rows, config.grid)
 
     def components(step: int, weights: Any) -> None:
         tokens = np.asarray(jax.device_get(encode(weights, images)))[: len(index)]  # [n, N, D]

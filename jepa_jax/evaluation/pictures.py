@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
-from jepa_jax.config import Config, DataConfig
+from jepa_jax.config import Config
 
 MASK_ROWS = 4  # images in the picture of masks
 _HIDDEN = np.array([0.75, 0.84, 0.95])  # colour of patches that a panel does not show
@@ -21,7 +21,7 @@ def mask_picture(path: pathlib.Path, config: Config, batch: dict[str, np.ndarray
     panels += [(f"target {i + 1}", batch["target_index"][:, i]) for i in range(num_targets)]
     figure = Figure(figsize=(1.5 * len(panels), 1.5 * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, len(panels), squeeze=False)
-    images = displayable(batch["image"][:rows], config.data)  # [rows, H, W, 3]
+    images = displayable(batch["image"][:rows])  # [rows, H, W, 3]
     for row, image in enumerate(images):
         for column, (title, index) in enumerate(panels):
             shown = np.arange(config.grid[0] * config.grid[1]) if index is None else index[row]
@@ -60,22 +60,21 @@ def curves_picture(path: pathlib.Path, config: Config, metrics: list[dict[str, A
 
 def pca_picture(
     path: pathlib.Path,
-    images: Float[np.ndarray, "n H W 3"],
+    images: np.ndarray,
     tokens: dict[str, Float[np.ndarray, "n N D"]],
     grid: tuple[int, int],
-    data: DataConfig,
 ) -> None:
     """Three principal components of the tokens as red, green and blue.
 
     Args:
-      images: normalised pixels.
+      images: pixels, uint8 or uint16.
       tokens: title -> the images' tokens, whose components are computed over all the images.
     """
     figure = Figure(
         figsize=(1.2 * len(images) + 1.4, 1.3 * (1 + len(tokens))), layout="constrained"
     )
     axes = figure.subplots(1 + len(tokens), len(images))
-    rows = {"image": displayable(images, data)}
+    rows = {"image": displayable(images)}
     for title, of_images in tokens.items():
         rows[title] = principal_colours(of_images).reshape(len(images), *grid, 3)
     for row, (title, pictures) in enumerate(rows.items()):
@@ -98,12 +97,12 @@ def principal_colours(tokens: Float[np.ndarray, "n N D"]) -> Float[np.ndarray, "
     return colours.reshape(*tokens.shape[:2], 3).astype(tokens.dtype)
 
 
-def displayable(
-    images: Float[np.ndarray, "n H W 3"], data: DataConfig
-) -> Float[np.ndarray, "n H W 3"]:
-    """Normalised pixels back in 0..1."""
-    std, mean = np.array(data.std, np.float32), np.array(data.mean, np.float32)
-    return np.clip(images * std + mean, 0, 1)
+def displayable(images: np.ndarray) -> Float[np.ndarray, "n H W 3"]:
+    """Pixels [n, H, W, C] as colours in 0..1: of more than three channels, the first three."""
+    shown = images.astype(np.float32) / np.float32(np.iinfo(images.dtype).max)
+    if images.shape[-1] in (1, 2):
+        return np.repeat(shown[..., :1], 3, axis=-1)
+    return shown[..., :3]
 
 
 def _only_patches(image: np.ndarray, index: np.ndarray, config: Config) -> np.ndarray:

@@ -12,7 +12,7 @@ factors. Except for the patch embedding, because pixels need no gradient.
 from jepa_jax.config import ModelConfig
 
 
-def encoder_flops(model: ModelConfig, tokens: int, *, backward: bool, channels: int = 3) -> float:
+def encoder_flops(model: ModelConfig, tokens: int, *, backward: bool, channels: int) -> float:
     """An encoder's pass over one image, of which it sees `tokens` patches."""
     embed = 2 * tokens * channels * model.patch_size**2 * model.embed_dim
     tokens += int(model.class_token)

@@ -41,7 +41,7 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
 
     def init(key: Array) -> dict[str, Any]:
         encoder_key, predictor_key = jax.random.split(key)
-        image = jnp.zeros((1, *config.data.image_size, 3))
+        image = jnp.zeros((1, *config.data.image_size, config.data.channels))
         index = jnp.zeros((1, 1), jnp.int32)
         context = jnp.zeros((1, 1, config.model.embed_dim))
         params = {
@@ -87,8 +87,8 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
         _, M, T = shapes["target_index"].shape
         N = config.grid[0] * config.grid[1]
         return {
-            "target": encoder_flops(config.model, N, backward=False),
-            "context": encoder_flops(config.model, K, backward=True),
+            "target": encoder_flops(config.model, N, backward=False, channels=config.data.channels),
+            "context": encoder_flops(config.model, K, backward=True, channels=config.data.channels),
             "predictor": predictor_flops(
                 width=settings.predictor.embed_dim,
                 depth=settings.predictor.depth,

@@ -23,7 +23,7 @@ def make(config: Config, settings: MaeConfig) -> Objective:
     """The objective. Parameters: {"encoder": ..., "decoder": ...}; no state."""
     encoder = make_encoder(config)
     patch_size, num_patches = config.model.patch_size, config.grid[0] * config.grid[1]
-    values = 3 * patch_size**2  # of a patch
+    values = config.data.channels * patch_size**2  # of a patch
     decoder = make_predictor(
         config,
         settings.decoder,
@@ -34,7 +34,7 @@ def make(config: Config, settings: MaeConfig) -> Objective:
 
     def init(key: Array) -> dict[str, Any]:
         encoder_key, decoder_key = jax.random.split(key)
-        image = jnp.zeros((1, *config.data.image_size, 3))
+        image = jnp.zeros((1, *config.data.image_size, config.data.channels))
         index = jnp.zeros((1, 1), jnp.int32)
         context = jnp.zeros((1, 1 + config.model.class_token, config.model.embed_dim))
         return {
@@ -71,7 +71,7 @@ def make(config: Config, settings: MaeConfig) -> Objective:
     def flops(shapes: Shapes) -> dict[str, float]:
         K, T = shapes["visible_index"].shape[1], shapes["masked_index"].shape[1]
         return {
-            "encoder": encoder_flops(config.model, K, backward=True),
+            "encoder": encoder_flops(config.model, K, backward=True, channels=config.data.channels),
             "decoder": predictor_flops(
                 width=settings.decoder.embed_dim,
                 depth=settings.decoder.depth,

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from jaxtyping import Array
+
+from jepa_jax.batch.pixels import normalize
 from jepa_jax.config import Config
 from jepa_jax.objectives import ijepa, mae, supervised, swav, vicreg
-from jepa_jax.objectives.objective import Objective
+from jepa_jax.objectives.objective import Batch, Clock, Objective, Params
 
 # name -> (the run's configuration, the objective's section of it) -> the objective
 OBJECTIVES: dict[str, Callable[[Config, Any], Objective]] = {
@@ -18,5 +21,23 @@ OBJECTIVES: dict[str, Callable[[Config, Any], Objective]] = {
 
 
 def make_objective(config: Config) -> Objective:
-    """The objective of a run's configuration."""
-    return OBJECTIVES[config.objective.name](config, config.objective)
+    """The objective of a run's configuration.
+
+    Its `loss` and `encode` take images as pixels too, uint8 or uint16, which are normalised here,
+    on the device: a quarter of the bytes of float32 cross to it.
+    """
+    objective = OBJECTIVES[config.objective.name](config, config.objective)
+    mean, std = config.data.mean, config.data.std
+    views = {view.name for view in objective.needs.views}
+
+    def loss(params: Params, state: Any, batch: Batch, key: Array, clock: Clock) -> Any:
+        batch = {
+            name: normalize(array, mean, std) if name in views else array
+            for name, array in batch.items()
+        }
+        return objective.loss(params, state, batch, key, clock)
+
+    def encode(weights: Params, images: Array) -> Array:
+        return objective.encode(weights, normalize(images, mean, std))
+
+    return objective._replace(loss=loss, encode=encode)

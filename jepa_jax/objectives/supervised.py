@@ -26,7 +26,7 @@ def make(config: Config, settings: SupervisedConfig) -> Objective:
 
     def init(key: Array) -> dict[str, Any]:
         encoder_key, head_key = jax.random.split(key)
-        image = jnp.zeros((1, *config.data.image_size, 3))
+        image = jnp.zeros((1, *config.data.image_size, config.data.channels))
         return {
             "encoder": encoder.init(encoder_key, image)["params"],
             "head": head.init(head_key, jnp.zeros((1, config.model.embed_dim)))["params"],
@@ -53,9 +53,10 @@ def make(config: Config, settings: SupervisedConfig) -> Objective:
     def flops(shapes: Shapes) -> dict[str, float]:
         del shapes
         tokens = config.grid[0] * config.grid[1]
+        channels = config.data.channels
         head_flops = 6.0 * config.model.embed_dim * settings.num_classes
         return {
-            "encoder": encoder_flops(config.model, tokens, backward=True),
+            "encoder": encoder_flops(config.model, tokens, backward=True, channels=channels),
             "head": head_flops,
         }
 

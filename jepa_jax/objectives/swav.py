@@ -46,7 +46,7 @@ def make(config: Config, settings: SwavConfig) -> Objective:
 
     def init(key: Array) -> dict[str, Any]:
         encoder_key, projector_key, prototype_key = jax.random.split(key, 3)
-        image = jnp.zeros((1, *config.data.image_size, 3))
+        image = jnp.zeros((1, *config.data.image_size, config.data.channels))
         pooled = jnp.zeros((1, config.model.embed_dim))
         shape = (settings.num_prototypes, settings.output_dim)
         return {
@@ -186,6 +186,7 @@ def _views(config: Config, settings: SwavConfig) -> tuple[View, ...]:
         crop_scale=settings.local_crop_scale,
         crop_aspect_ratio=config.data.crop_aspect_ratio,
         augmentations=augmentations,
+        channels=config.data.channels,
     )
     return (large, small)
 
@@ -193,7 +194,7 @@ def _views(config: Config, settings: SwavConfig) -> tuple[View, ...]:
 def _flops(config: Config, settings: SwavConfig) -> dict[str, float]:
     def of(size: tuple[int, int]) -> float:
         patches = (size[0] // config.model.patch_size) * (size[1] // config.model.patch_size)
-        return encoder_flops(config.model, patches, backward=True)
+        return encoder_flops(config.model, patches, backward=True, channels=config.data.channels)
 
     crops = NUM_GLOBAL + settings.num_local
     width, hidden = config.model.embed_dim, settings.hidden_dim

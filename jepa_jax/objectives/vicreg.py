@@ -28,7 +28,7 @@ def make(config: Config, settings: VicregConfig) -> Objective:
 
     def init(key: Array) -> dict[str, Any]:
         encoder_key, expander_key = jax.random.split(key)
-        image = jnp.zeros((1, *config.data.image_size, 3))
+        image = jnp.zeros((1, *config.data.image_size, config.data.channels))
         pooled = jnp.zeros((1, config.model.embed_dim))
         return {
             "encoder": encoder.init(encoder_key, image)["params"],
@@ -67,9 +67,10 @@ def make(config: Config, settings: VicregConfig) -> Objective:
 
     def flops(shapes: Shapes) -> dict[str, float]:
         del shapes
+        channels = config.data.channels
         tokens, width = config.grid[0] * config.grid[1], settings.expander_dim
         return {
-            "encoder": 2 * encoder_flops(config.model, tokens, backward=True),
+            "encoder": 2 * encoder_flops(config.model, tokens, backward=True, channels=channels),
             "expander": 2 * 6.0 * (config.model.embed_dim * width + 2 * width**2),
         }
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jepa_jax.batch.spec import Shapes, Stream, first_view
 from jepa_jax.config import Config
-from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
+from jepa_jax.errors import BadDataError, PreemptedError, StoppedRunError, UserError
 from jepa_jax.objectives.objective import Objective, at_path
 from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import compile_ahead
@@ -121,6 +121,7 @@ def train(
             draw(step, at_path(state, encoder))
 
     save_timer = Timer(config.checkpoint.every_minutes)
+    step = start_step
     trace_from, trace_to = config.profile.steps or (0, 0)
     trace_to = min(trace_to, end_step) if trace_from > start_step else 0
     with notice_signals() as interrupted, jax.debug_nans(config.debug):
@@ -164,6 +165,11 @@ def train(
                         f"stopped after step {step}, which is saved; the same command resumes"
                     )
             save(end_step)
+        except BadDataError:
+            alone = jax.process_count() == 1  # or the others wait for this one's data, not to save
+            if alone and checkpoint.latest_step(workdir) != step > start_step:
+                save(step, drawn=False)
+            raise
         except FloatingPointError as error:  # from debug_nans
             raise StoppedRunError(f"step {step}: {describe_nan(error)}") from error
         finally:

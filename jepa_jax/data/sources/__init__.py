@@ -1,0 +1,27 @@
+"""Where images come from: bundled ones, folders, TensorFlow Datasets."""
+
+from typing import Literal
+
+from jepa_jax.config import DataConfig
+from jepa_jax.data.sources.bundled import open_fashion_mnist
+from jepa_jax.data.sources.folder import open_folder
+from jepa_jax.data.sources.source import Source, array_source, encoded_source
+from jepa_jax.data.sources.tfds import open_tfds
+
+__all__ = ["Source", "array_source", "encoded_source", "open_source"]
+
+_OPEN = {
+    "fashion_mnist": open_fashion_mnist,
+    "cluttered_fashion_mnist": open_fashion_mnist,
+    "folder": open_folder,
+    "tfds": open_tfds,
+}
+
+
+def open_source(data: DataConfig, split: Literal["train", "test"]) -> Source:
+    """Opens one split of the configured data.
+
+    Raises:
+      UserError: there is no such data, or it can't be read.
+    """
+    return _OPEN[data.source](data, split)

@@ -1,0 +1,227 @@
+"""Images by number, which makes their order a pure function of (seed, step), and a resume exact."""
+
+import dataclasses
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from jepa_jax.data.crops import Crop
+from jepa_jax.data.decode import BadImageError, Interpolation, Pixels, read_crop, resize
+from jepa_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_NAMED = 10  # bad images in the log; the others are counted
+# Python's part of an image is short, but a call from TensorFlow costs as much again.
+_IMAGES_PER_CALL = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Images by number.
+
+    Attributes:
+      num_examples: how many.
+      load: (index int64 [n], crop, (height, width)) -> pixels [n, height, width, channels] of
+        `dtype`, and the examples int64 [n] that they are of: the same ones, or where an image is
+        bad, the next good one.
+      problem: number -> what is wrong with an image, or None; it is read for that.
+      channels, dtype: of the pixels, uint8 or uint16.
+      labels: int64 [num_examples], or None where there are none.
+      class_names: what the labels stand for.
+      images_per_call: how many `load` wants at once, in parallel calls; None: a whole batch.
+      describe: an example's name for messages, for example a path.
+      digest: of the names of all examples in their order.
+      left_out: files beside the images that were not taken: why -> how many.
+    """
+
+    num_examples: int
+    load: Callable[[tf.Tensor, Crop, tuple[int, int]], tuple[tf.Tensor, tf.Tensor]]
+    problem: Callable[[int], str | None]
+    channels: int
+    dtype: np.dtype
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+    images_per_call: int | None
+    describe: Callable[[int], str]
+    digest: str
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def encoded_source(
+    read: Callable[[int], bytes],
+    *,
+    num_examples: int,
+    pixels: Pixels,
+    labels: np.ndarray | None,
+    class_names: tuple[str, ...],
+    describe: Callable[[int], str],
+    digest: str,
+    left_out: Mapping[str, int] | None = None,
+) -> Source:
+    """Images as the bytes of files, decoded when they are needed.
+
+    Args:
+      read: number -> bytes; called from several threads.
+    """
+    complained: set[int] = set()
+    lock = threading.Lock()
+
+    def good(number: int, draws: np.ndarray, crop: Crop, size: tuple[int, int]):
+        """The crop of an image, or of the first good one after it."""
+
+        def box_of(height: int, width: int) -> np.ndarray:
+            return crop.boxes(draws[None], np.array([height]), np.array([width]))[0]
+
+        for used in range(number, number + num_examples):
+            used %= num_examples
+            try:
+                return read_crop(read(used), box_of, size, pixels), used
+            except (BadImageError, OSError) as error:
+                _complain(used, str(error))
+        raise ValueError("no image can be read")  # reaches the log through TensorFlow
+
+    def _complain(number: int, why: str) -> None:
+        with lock:
+            if number in complained:
+                return
+            complained.add(number)
+        if len(complained) <= _NAMED:
+            log.warning("%s: %s; the next good image takes its place", describe(number), why)
+
+    def load(index: tf.Tensor, crop: Crop, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
+        def call(numbers: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            out = np.empty((len(numbers), *size, pixels.channels), pixels.dtype)
+            used = np.empty(len(numbers), np.int64)
+            for i, number in enumerate(numbers):
+                out[i], used[i] = good(int(number), draws[i], crop, size)
+            return out, used
+
+        types = (tf.as_dtype(pixels.dtype), tf.int64)
+        x, used = tf.numpy_function(call, [index, crop.draws(index)], types, stateful=False)
+        n = index.shape[0]
+        return tf.ensure_shape(x, [n, *size, pixels.channels]), tf.ensure_shape(used, [n])
+
+    def problem(number: int) -> str | None:
+        try:
+            read_crop(read(number), lambda h, w: np.array([0, 0, h, w]), (8, 8), pixels)
+        except (BadImageError, OSError) as error:
+            return str(error)
+        return None
+
+    return Source(
+        num_examples=num_examples,
+        load=load,
+        problem=problem,
+        channels=pixels.channels,
+        dtype=pixels.dtype,
+        labels=labels,
+        class_names=class_names,
+        images_per_call=_IMAGES_PER_CALL,
+        describe=describe,
+        digest=digest,
+        left_out=left_out or {},
+    )
+
+
+def array_source(
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    class_names: tuple[str, ...],
+    image_size: tuple[int, int],
+    *,
+    channels: int = 3,
+    interpolation: Interpolation = "bilinear",
+) -> Source:
+    """Images in memory: uint8 or uint16 [n, H, W, C]; of one channel, gray.
+
+    Args:
+      image_size: that crops are resized to: whole batches at once where that enlarges, bilinearly.
+      channels: as `DataConfig.channels`.
+
+    Raises:
+      UserError: they have other channels than the configuration.
+    """
+    height, width, have = images.shape[1:]
+    channels = channels or have
+    if have not in (channels, 1):
+        raise UserError(
+            f"config.data.mean: has {channels} values, and the images have {have} channels; set "
+            "mean and std of each, or None to measure them"
+        )
+    held = tf.constant(images)
+    most = np.iinfo(images.dtype).max
+
+    def load_enlarged(index: tf.Tensor, boxes: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+        """Bilinear, as `tf.image.resize` of each crop would be, but one call for all."""
+        boxes = tf.cast(boxes, tf.float32)
+        top_left, extent = boxes[:, :2], boxes[:, 2:]
+        # crop_and_resize wants the first and last points to sample, as shares of the padded image;
+        # an output pixel samples at its centre, which can lie half a pixel outside: hence the pad.
+        margin = 0.5 * extent / tf.constant(size, tf.float32)
+        scale = tf.constant([height + 1, width + 1], tf.float32)
+        first = (top_left + margin + 0.5) / scale
+        last = (top_left + extent - margin + 0.5) / scale
+        padded = tf.pad(tf.gather(held, index), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
+        corners, n = tf.concat([first, last], axis=1), tf.range(tf.size(index))
+        x = tf.image.crop_and_resize(padded, corners, n, size, method="bilinear")
+        return tf.cast(tf.clip_by_value(tf.round(x), 0, most), tf.as_dtype(images.dtype))
+
+    def load_others(numbers: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        out = np.empty((len(numbers), *size, have), images.dtype)
+        for i, (number, (top, left, h, w)) in enumerate(zip(numbers, boxes, strict=True)):
+            crop = images[number, top : top + h, left : left + w]
+            out[i] = resize(crop, size, interpolation)
+        return out
+
+    def enlarges(size: tuple[int, int]) -> bool:  # else there must be an antialiasing filter
+        bilinear = interpolation == "bilinear"
+        return size[0] >= height and size[1] >= width and bilinear
+
+    def load(index: tf.Tensor, crop: Crop, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
+        def boxes_of(draws: np.ndarray) -> np.ndarray:
+            n = len(draws)
+            return crop.boxes(draws, np.full(n, height), np.full(n, width))
+
+        boxes = tf.numpy_function(boxes_of, [crop.draws(index)], tf.int64, stateful=False)
+        n = index.shape[0]
+        boxes = tf.ensure_shape(boxes, [n, 4])
+        if enlarges(size):
+            x = load_enlarged(index, boxes, size)
+        else:
+            x = tf.numpy_function(
+                lambda i, b: load_others(i, b, size),
+                [index, boxes],
+                tf.as_dtype(images.dtype),
+                stateful=False,
+            )
+            x = tf.ensure_shape(x, [n, *size, have])
+        if have < channels:
+            x = tf.repeat(x, channels, axis=-1)
+        return x, index
+
+    return Source(
+        num_examples=len(images),
+        load=load,
+        problem=lambda _: None,
+        channels=channels,
+        dtype=images.dtype,
+        labels=labels,
+        class_names=class_names,
+        images_per_call=None if enlarges(image_size) else 1,
+        describe=lambda i: f"example {i}",
+        digest=digest_of([images.tobytes()]),
+    )
+
+
+def digest_of(names: Iterable[str | bytes]) -> str:
+    """Of names in their order: SHA-256, shortened to 16 digits."""
+    found = hashlib.sha256()
+    for name in names:
+        data = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
+        found.update(len(data).to_bytes(8, "little") + data)
+    return found.hexdigest()[:16]
