@@ -9,7 +9,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.epochs = 20
+    config.epochs = 12
     config.batch_size = 128  # images per optimizer step
     config.data = {
         "source": "tfds",

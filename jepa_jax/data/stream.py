@@ -125,8 +125,7 @@ class _Batches:
             if bad > self.data.bad_share * max(drawn, _SURE):
                 raise BadDataError(
                     f"step {step}: {bad} of {drawn} images were bad, more than "
-                    f"config.data.bad_share = {self.data.bad_share}; python -m jepa_jax.data check "
-                    "names them all"
+                    f"config.data.bad_share = {self.data.bad_share}"
                 )
             yield batch
 

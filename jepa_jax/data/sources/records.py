@@ -54,11 +54,11 @@ def open_records(
         found = _remembered(parts, lambda: _labels(records, label_of)) if label_of else {}
         return lambda i: records[i], found.get("labels")
     found = _remembered(parts, lambda: _index(parts, label_of))
-    of_file, offsets = found["file"], found["offset"]
+    of_part, offsets = found["part"], found["offset"]
     names = [os.fspath(part.filename) for part in parts]
 
     def read(i: int) -> bytes:
-        with _open(names[of_file[i]]) as file:
+        with _open(names[of_part[i]]) as file:
             file.seek(int(offsets[i]))
             return _next_record(file)
 
@@ -72,22 +72,22 @@ def _labels(records: Any, label_of: Callable[[bytes], int]) -> dict[str, np.ndar
 
 def _index(parts: Sequence[Part], label_of: Callable[[bytes], int] | None) -> dict[str, np.ndarray]:
     """Where each record begins; with labels, each is read."""
-    of_file, offsets, labels = [], [], []
+    of_part, offsets, labels = [], [], []
     total = sum(part.take for part in parts)
     with tqdm.tqdm(total=total, desc="index, once", unit="img", disable=None) as bar:
         for number, part in enumerate(parts):
             try:
                 for offset, data in _walk(part, label_of is not None):
-                    of_file.append(number)
+                    of_part.append(number)
                     offsets.append(offset)
                     if label_of is not None:
                         labels.append(label_of(data))
                     bar.update()
             except (BadImageError, tf.errors.OpError, OSError) as error:
-                which = len(of_file) - sum(one.take for one in parts[:number]) + part.skip
+                which = len(of_part) - sum(one.take for one in parts[:number]) + part.skip
                 raise UserError(f"{part.filename}: record {which}: {error}") from error
     found: dict[str, np.ndarray] = {
-        "file": np.array(of_file, np.int32),
+        "part": np.array(of_part, np.int32),
         "offset": np.array(offsets, np.int64),
     }
     return found | ({"labels": np.array(labels, np.int64)} if label_of is not None else {})

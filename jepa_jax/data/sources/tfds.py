@@ -55,7 +55,8 @@ def open_tfds(data: DataConfig, split: Literal["train", "test"]) -> Source:
     encoded = isinstance(image, tfds.features.Image)
     kind = f"{field}: its images are {np.dtype(image.np_dtype).name} {list(image.shape)}"
     size = math.inf if None in image.shape else math.prod(image.shape) * info.num_examples
-    if size * np.dtype(image.np_dtype).itemsize <= _IN_MEMORY_BYTES:
+    in_order = "array_record" not in parts[0].filename  # which TFDS does not read as a whole
+    if in_order and size * np.dtype(image.np_dtype).itemsize <= _IN_MEMORY_BYTES:
         arrays = tfds.as_numpy(builder.as_dataset(split=name, batch_size=-1, shuffle_files=False))
         labels = arrays[label_name].astype(np.int64) if label_name else None
         return array_source(
