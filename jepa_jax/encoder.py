@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jepa_jax.batch.pixels import normalize
 from jepa_jax.config import Config, resolve, to_dict
 from jepa_jax.config.sizes import vit_size
 from jepa_jax.errors import UserError
@@ -99,11 +98,11 @@ class Encoder:
     def preprocess(
         self, images: np.ndarray | Array, image_size: tuple[int, int] | None = None
     ) -> Float[Array, "*B H W C"]:
-        """Raw images as the model wants them, and as the probes prepare them.
+        """Raw images as the model wants them; the probes round them to 8 bits besides.
 
         The largest centred crop of the right shape is taken, less the margin that
         `config.data.eval_crop` says (0.875: 224 of 256 pixels); it is resized as
-        `config.data.interpolation` says, with an antialiasing filter, and rounded; then pixels are
+        `config.data.interpolation` says, with an antialiasing filter; then pixels are
         scaled to 0..1, less `config.data.mean`, divided by `config.data.std`.
 
         Args:
@@ -128,7 +127,10 @@ class Encoder:
         x = jnp.asarray(x, jnp.float32)
         method = {"bilinear": "linear", "bicubic": "cubic"}[data.interpolation]
         x = jax.image.resize(x, (*x.shape[:-3], *size, channels), method=method, antialias=True)
-        return normalize(jnp.round(x).clip(0, 255).astype(jnp.uint8), data.mean, data.std)
+        per_channel = (1,) * (x.ndim - 1) + (channels,)
+        mean = np.array(data.mean, np.float32).reshape(per_channel)
+        std = np.array(data.std, np.float32).reshape(per_channel)
+        return (x / np.float32(255) - mean) / std
 
 
 def load_encoder(

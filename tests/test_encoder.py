@@ -96,7 +96,7 @@ def test_layers_are_what_a_shallower_model_gives(loaded, images, scan_layers):
 
 
 def one_level(data):
-    """Both round to 256 levels, one after each pass of its filter and one at the end."""
+    """The probes' loader rounds to 256 levels, after each pass of its filter."""
     return 1.01 / 255 / min(data.std)
 
 

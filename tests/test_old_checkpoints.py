@@ -55,7 +55,8 @@ def test_a_run_goes_on_with_the_losses_that_were_recorded(old, tmp_path):
     assert json.loads(result.stdout.splitlines()[-1])["step"] == 20
     resumed = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in resumed] == list(range(1, 21))
+    # When they were recorded, resized pixels were not yet rounded to 8 bits.
     for name in ("loss", "lr", "weight_decay", "momentum", "gradient_norm", "parameter_norm"):
         np.testing.assert_allclose(
-            [row[name] for row in resumed], [row[name] for row in recorded], rtol=1e-5, err_msg=name
+            [row[name] for row in resumed], [row[name] for row in recorded], rtol=1e-4, err_msg=name
         )

@@ -74,7 +74,7 @@ def test_memory_is_the_state_the_batch_and_what_the_step_needs_in_between(data_p
     for needs in (data_parallel, fsdp):
         memory = needs["memory_per_device"]
         T = 4  # of the largest target block
-        batch = 2 * FLOAT * (16 * 16 * 3 + 6 + 4 * T)  # two images per device
+        batch = 2 * (16 * 16 * 3 + FLOAT * (6 + 4 * T))  # two images of bytes per device
         arguments = needs["state_bytes_per_device"] + batch
         assert memory["arguments"] == pytest.approx(arguments, rel=0.01)
         # Metrics alone: the state is donated, and its place used again.
