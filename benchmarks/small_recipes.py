@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jepa_jax.batch.pixels import normalize
 from jepa_jax.config import resolve, resolve_probe
 from jepa_jax.config.files import load_config
 from jepa_jax.data.pipeline import eval_batches
@@ -87,11 +88,12 @@ def measure(recipe: tuple[str, ...], seed: int) -> dict[str, Any]:
 def block_features(encode: Encoder, params: Any, split: Any) -> tuple[np.ndarray, np.ndarray]:
     """Average-pooled features of each block [depth, n, D], and labels [n]."""
     data, layers = encode.config.data, tuple(range(encode.config.model.depth))
-    pool = jax.jit(
-        lambda images: encode(params, normalize(images, data.mean, data.std), layers=layers).mean(
-            axis=2
-        )
-    )
+
+    @jax.jit
+    def pool(images: Any) -> Any:
+        tokens = encode(params, normalize(images, data.mean, data.std), layers=layers)
+        return tokens.mean(axis=2)  # [L, B, N, D] -> [L, B, D]
+
     source = open_source(data, split)
     assert source.labels is not None
     index = np.arange(source.num_examples)

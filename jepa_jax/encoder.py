@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jepa_jax.batch.pixels import standardize
 from jepa_jax.config import Config, resolve, to_dict
 from jepa_jax.config.sizes import vit_size
 from jepa_jax.errors import UserError
@@ -127,10 +128,7 @@ class Encoder:
         x = jnp.asarray(x, jnp.float32)
         method = {"bilinear": "linear", "bicubic": "cubic"}[data.interpolation]
         x = jax.image.resize(x, (*x.shape[:-3], *size, channels), method=method, antialias=True)
-        per_channel = (1,) * (x.ndim - 1) + (channels,)
-        mean = np.array(data.mean, np.float32).reshape(per_channel)
-        std = np.array(data.std, np.float32).reshape(per_channel)
-        return (x / np.float32(255) - mean) / std
+        return standardize(x / np.float32(255), data.mean, data.std)
 
 
 def load_encoder(

@@ -85,3 +85,15 @@ def test_twelve_bits_in_sixteen_are_told(tmp_path, caplog):
     assert source.dtype == np.uint16
     np.testing.assert_array_equal(load(source, [0])[0], wide)
     assert f"no pixel of those looked at is above {wide.max()}: 12 bits or less" in caplog.text
+
+
+def test_a_damaged_image_of_sixteen_bits_does_not_stop_the_opening(tmp_path):
+    (tmp_path / "train").mkdir()
+    wide = np.random.default_rng(0).integers(0, 65536, (28, 28, 1), np.uint16)
+    data = tf.io.encode_png(wide).numpy()
+    (tmp_path / "train" / "1.png").write_bytes(data)
+    (tmp_path / "train" / "2.png").write_bytes(data[: len(data) // 2])
+    source = opened(tmp_path, mean=(0.5,), std=(0.2,))
+    assert source.dtype == np.uint16
+    assert source.problem(1) == "damaged"
+    np.testing.assert_array_equal(load(source, [1])[0], wide)

@@ -112,6 +112,15 @@ def test_array_crops_equal_tensorflows_resize_of_each_crop():
     np.testing.assert_allclose(ours[0], tf.image.resize(images[0], (28, 30)), atol=0.51)
 
 
+def test_channels_that_the_images_do_not_have_are_refused():
+    """Gray becomes the three of RGB, but not the four of RGB and opacity."""
+    gray = np.zeros((2, 8, 8, 1), np.uint8)
+    assert array_source(gray, None, (), (8, 8)).channels == 3
+    for channels in (2, 4, 13):
+        with pytest.raises(UserError, match=rf"has {channels} values, and the images have 1"):
+            array_source(gray, None, (), (8, 8), channels=channels)
+
+
 def test_making_images_smaller_is_antialiased():
     """Stripes of one pixel become grey, not a Moiré pattern."""
     stripes = np.zeros((1, 64, 64, 1), np.uint8)

@@ -15,8 +15,17 @@ def normalize(images: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
     """
     if np.issubdtype(images.dtype, np.floating):
         return images
+    return standardize(images.astype(np.float32) / most_of(images), mean, std)
+
+
+def standardize(images: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
+    """The same of pixels that are float32 in 0..1 already."""
     per_channel = (1,) * (images.ndim - 1) + (-1,)
-    most = np.float32(np.iinfo(images.dtype).max)
     shift = np.array(mean, np.float32).reshape(per_channel)
     scale = np.array(std, np.float32).reshape(per_channel)
-    return (images.astype(np.float32) / most - shift) / scale
+    return (images - shift) / scale
+
+
+def most_of(images: Any) -> np.float32:
+    """The value of white: 255 or 65,535."""
+    return np.float32(np.iinfo(images.dtype).max)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
+from jepa_jax.batch.pixels import most_of
 from jepa_jax.config import Config
 
 MASK_ROWS = 4  # images in the picture of masks
@@ -99,7 +100,7 @@ def principal_colours(tokens: Float[np.ndarray, "n N D"]) -> Float[np.ndarray, "
 
 def displayable(images: np.ndarray) -> Float[np.ndarray, "n H W 3"]:
     """Pixels [n, H, W, C] as colours in 0..1: of more than three channels, the first three."""
-    shown = images.astype(np.float32) / np.float32(np.iinfo(images.dtype).max)
+    shown = images.astype(np.float32) / most_of(images)
     if images.shape[-1] in (1, 2):
         return np.repeat(shown[..., :1], 3, axis=-1)
     return shown[..., :3]

@@ -4,13 +4,14 @@ import logging
 import os
 import pathlib
 from collections import Counter
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 
 from jepa_jax.config import DataConfig
 from jepa_jax.data.decode import BadImageError, Pixels, bits_of, open_image, read_crop
-from jepa_jax.data.sources.source import Source, digest_of, encoded_source
+from jepa_jax.data.sources.source import Source, encoded_source
 from jepa_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,6 @@ def open_folder(data: DataConfig, split: Literal["train", "test"]) -> Source:
         labels=labels,
         class_names=class_names,
         describe=lambda i: printable(files[i]),
-        digest=digest_of(os.path.relpath(file, root) for file in files),
         left_out=left_out,
     )
 
@@ -75,7 +75,7 @@ def scan_classes(
     files, left_out = _scan(root)
     of_classes = {}
     for entry in sorted(os.scandir(root), key=lambda entry: os.fsencode(entry.name)):
-        if _is_dir(entry) and not _is_hidden(entry.name):
+        if _holds(entry.is_dir) and not _is_hidden(entry.name):
             of_class, others = _scan(pathlib.Path(entry.path))
             left_out += others
             if of_class:
@@ -121,14 +121,14 @@ def pixels_of(data: DataConfig, files: list[str]) -> Pixels:
         try:
             encoded = _read(files[i])
             image = open_image(encoded)
+            if bits_of(encoded, image) == 16:
+                wide, size = Pixels(1, np.dtype(np.uint16)), image.size[::-1]
+                whole = read_crop(encoded, lambda h, w: np.array([0, 0, h, w]), size, wide)
+                highest = max(highest, int(whole.max()))
         except (BadImageError, OSError):
             continue  # told when it is its turn
         bits.add(bits_of(encoded, image))
         bands.add(image.mode in ("1", "L", "LA", "I;16"))
-        if bits == {16}:
-            wide = Pixels(1, np.dtype(np.uint16))
-            whole = read_crop(encoded, lambda h, w: np.array([0, 0, h, w]), image.size[::-1], wide)
-            highest = max(highest, int(whole.max()))
     dtype = np.dtype(np.uint16 if bits == {16} else np.uint8)
     if dtype == np.uint16 and highest < 2**12:
         log.warning(
@@ -145,7 +145,7 @@ def _scan(folder: pathlib.Path) -> tuple[list[str], Counter[str]]:
     for entry in os.scandir(folder):
         if _is_hidden(entry.name):
             others["hidden"] += 1
-        elif not _is_file(entry):
+        elif not _holds(entry.is_file):
             continue
         elif entry.name.lower().endswith(IMAGE_SUFFIXES):
             images.append(entry.path)
@@ -158,16 +158,10 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _is_file(entry: os.DirEntry) -> bool:
+def _holds(test: Callable[[], bool]) -> bool:
+    """A `DirEntry.is_file` or `is_dir`; not, of a symbolic link that leads to itself."""
     try:
-        return entry.is_file()
-    except OSError:  # a symbolic link that leads to itself
-        return False
-
-
-def _is_dir(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
+        return test()
     except OSError:
         return False
 

@@ -1,6 +1,7 @@
 """Random access to the records of prepared data sets: TFRecord files by an index, ArrayRecord."""
 
 import dataclasses
+import hashlib
 import logging
 import os
 import pathlib
@@ -14,7 +15,6 @@ import tensorflow as tf
 import tqdm
 
 from jepa_jax.data.decode import BadImageError
-from jepa_jax.data.sources.source import digest_of
 from jepa_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -98,12 +98,11 @@ def _walk(part: Part, read: bool) -> Iterator[tuple[int, bytes]]:
     with _open(os.fspath(part.filename)) as file:
         offset = 0
         for number in range(part.skip + part.take):
-            length = _length(file.read(_HEADER.size))
-            if number < part.skip or not read:
-                data = b""
-            else:
-                file.seek(offset)
+            if number >= part.skip and read:
                 data = _next_record(file)
+                length = len(data)
+            else:
+                data, length = b"", _length(file.read(_HEADER.size))
             if number >= part.skip:
                 yield offset, data
             offset += _HEADER.size + length + 4
@@ -153,8 +152,9 @@ def _remembered(
         except tf.errors.OpError as error:
             raise UserError(f"{part.filename}: can't be read: {error.message}") from error
         names.append(f"{part.filename} {part.skip} {part.take} {stat.length} {stat.mtime_nsec}")
+    key = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
     root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    path = pathlib.Path(root) / "jepa_jax" / "index" / f"{digest_of(names)}.npz"
+    path = pathlib.Path(root) / "jepa_jax" / "index" / f"{key}.npz"
     try:
         with np.load(path) as arrays:
             return dict(arrays)

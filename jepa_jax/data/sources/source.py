@@ -1,10 +1,9 @@
 """Images by number, which makes their order a pure function of (seed, step), and a resume exact."""
 
 import dataclasses
-import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -35,7 +34,6 @@ class Source:
       class_names: what the labels stand for.
       images_per_call: how many `load` wants at once, in parallel calls; None: a whole batch.
       describe: an example's name for messages, for example a path.
-      digest: of the names of all examples in their order.
       left_out: files beside the images that were not taken: why -> how many.
     """
 
@@ -48,7 +46,6 @@ class Source:
     class_names: tuple[str, ...]
     images_per_call: int | None
     describe: Callable[[int], str]
-    digest: str
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -60,7 +57,6 @@ def encoded_source(
     labels: np.ndarray | None,
     class_names: tuple[str, ...],
     describe: Callable[[int], str],
-    digest: str,
     left_out: Mapping[str, int] | None = None,
 ) -> Source:
     """Images as the bytes of files, decoded when they are needed.
@@ -123,7 +119,6 @@ def encoded_source(
         class_names=class_names,
         images_per_call=_IMAGES_PER_CALL,
         describe=describe,
-        digest=digest,
         left_out=left_out or {},
     )
 
@@ -148,7 +143,7 @@ def array_source(
     """
     height, width, have = images.shape[1:]
     channels = channels or have
-    if have not in (channels, 1):
+    if have != channels and (have, channels) != (1, 3):
         raise UserError(
             f"config.data.mean: has {channels} values, and the images have {have} channels; set "
             "mean and std of each, or None to measure them"
@@ -212,16 +207,6 @@ def array_source(
         dtype=images.dtype,
         labels=labels,
         class_names=class_names,
-        images_per_call=None if enlarges(image_size) else 1,
+        images_per_call=None if enlarges(image_size) else _IMAGES_PER_CALL,
         describe=lambda i: f"example {i}",
-        digest=digest_of([images.tobytes()]),
     )
-
-
-def digest_of(names: Iterable[str | bytes]) -> str:
-    """Of names in their order: SHA-256, shortened to 16 digits."""
-    found = hashlib.sha256()
-    for name in names:
-        data = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
-        found.update(len(data).to_bytes(8, "little") + data)
-    return found.hexdigest()[:16]

@@ -9,7 +9,7 @@ import numpy as np
 from jepa_jax.config import DataConfig
 from jepa_jax.data.decode import Pixels
 from jepa_jax.data.sources.records import Part, open_records
-from jepa_jax.data.sources.source import Source, array_source, digest_of, encoded_source
+from jepa_jax.data.sources.source import Source, array_source, encoded_source
 from jepa_jax.errors import UserError
 
 # Decoded images of one size are held up to here: whole batches are cut at once (CIFAR-10: 0.15 GB).
@@ -71,7 +71,6 @@ def open_tfds(data: DataConfig, split: Literal["train", "test"]) -> Source:
         raise UserError(f"{kind}: only uint8 and uint16 images are read from large data sets")
     channels = data.channels or image.shape[-1] or 3
     read, labels = open_records(parts, _label_reader(label_name) if label_name else None)
-    names = (f"{part.filename.rsplit('/', 1)[-1]} {part.skip} {part.take}" for part in parts)
     return encoded_source(
         lambda i: _feature(read(i), image_name).bytes_list.value[0],
         num_examples=info.num_examples,
@@ -79,7 +78,6 @@ def open_tfds(data: DataConfig, split: Literal["train", "test"]) -> Source:
         labels=labels,
         class_names=class_names,
         describe=lambda i: f"example {i} of {data.path}, {name}",
-        digest=digest_of([builder.info.full_name, *names]),
     )
 
 
