@@ -11,7 +11,7 @@ import numpy as np
 
 from jepa_jax.config import DataConfig
 from jepa_jax.data.decode import BadImageError, Pixels, bits_of, open_image, read_crop
-from jepa_jax.data.sources.source import Source, encoded_source
+from jepa_jax.data.sources.source import Source, encoded_source, names_digest
 from jepa_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ def open_folder(data: DataConfig, split: Literal["train", "test"]) -> Source:
         labels=labels,
         class_names=class_names,
         describe=lambda i: printable(files[i]),
+        digest=names_digest(os.fsencode(os.path.relpath(file, root)) for file in files),
         left_out=left_out,
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 from jepa_jax.config import DataConfig
 from jepa_jax.data.decode import Pixels
 from jepa_jax.data.sources.records import Part, open_records
-from jepa_jax.data.sources.source import Source, array_source, encoded_source
+from jepa_jax.data.sources.source import Source, array_source, encoded_source, names_digest
 from jepa_jax.errors import UserError
 
 # Decoded images of one size are held up to here: whole batches are cut at once (CIFAR-10: 0.15 GB).
@@ -78,6 +78,7 @@ def open_tfds(data: DataConfig, split: Literal["train", "test"]) -> Source:
         labels=labels,
         class_names=class_names,
         describe=lambda i: f"example {i} of {data.path}, {name}",
+        digest=names_digest([f"{builder.info.full_name} {name} {info.num_examples}".encode()]),
     )
 
 
