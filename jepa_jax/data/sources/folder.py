@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from jepa_jax.config import DataConfig
-from jepa_jax.data.decode import BadImageError, Pixels, bits_of, open_image, read_crop
+from jepa_jax.data.decode import BadImageError, Pixels, bits_of, read_crop, read_header
 from jepa_jax.data.sources.source import Source, encoded_source, names_digest
 from jepa_jax.errors import UserError
 
@@ -121,15 +121,15 @@ def pixels_of(data: DataConfig, files: list[str]) -> Pixels:
     for i in np.unique(np.linspace(0, len(files) - 1, _LOOKED_AT).astype(int)):
         try:
             encoded = _read(files[i])
-            image = open_image(encoded)
-            if bits_of(encoded, image) == 16:
-                wide, size = Pixels(1, np.dtype(np.uint16)), image.size[::-1]
+            header = read_header(encoded)
+            if bits_of(header) == 16:
+                wide, size = Pixels(1, np.dtype(np.uint16)), (header.height, header.width)
                 whole = read_crop(encoded, lambda h, w: np.array([0, 0, h, w]), size, wide)
                 highest = max(highest, int(whole.max()))
         except (BadImageError, OSError):
             continue  # told when it is its turn
-        bits.add(bits_of(encoded, image))
-        bands.add(image.mode in ("1", "L", "LA", "I;16"))
+        bits.add(bits_of(header))
+        bands.add(header.image.mode in ("1", "L", "LA", "I;16"))
     dtype = np.dtype(np.uint16 if bits == {16} else np.uint8)
     if dtype == np.uint16 and highest < 2**12:
         log.warning(
@@ -137,7 +137,8 @@ def pixels_of(data: DataConfig, files: list[str]) -> Pixels:
             "or less, stored in 16? config.data.mean = None and std = None make up for that",
             highest,
         )
-    return Pixels(data.channels or (1 if bands == {True} else 3), dtype, data.interpolation)
+    channels = data.channels or (1 if bands == {True} else 3)
+    return Pixels(channels, dtype, data.interpolation, data.reduced_decoding)
 
 
 def _scan(folder: pathlib.Path) -> tuple[list[str], Counter[str]]:

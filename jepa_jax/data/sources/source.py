@@ -10,7 +10,16 @@ import numpy as np
 import tensorflow as tf
 
 from jepa_jax.data.crops import Crop
-from jepa_jax.data.decode import BadImageError, Interpolation, Pixels, read_crop, resize
+from jepa_jax.data.decode import (
+    BadImageError,
+    Header,
+    Interpolation,
+    Pixels,
+    decode_crop,
+    read_crop,
+    read_header,
+    resize,
+)
 from jepa_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -80,12 +89,12 @@ def encoded_source(
     lock = threading.Lock()
 
     def good(number: int, draws: np.ndarray, crop: Crop, size: tuple[int, int]):
-        """The crop of an image, or of the first good one after it."""
+        """The crop of the first good image after a bad one."""
 
         def box_of(height: int, width: int) -> np.ndarray:
             return crop.boxes(draws[None], np.array([height]), np.array([width]))[0]
 
-        for used in range(number, number + num_examples):
+        for used in range(number + 1, number + num_examples):
             used %= num_examples
             try:
                 return read_crop(read(used), box_of, size, pixels), used
@@ -103,10 +112,24 @@ def encoded_source(
 
     def load(index: tf.Tensor, crop: Crop, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
         def call(numbers: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            headers: list[Header | BadImageError | OSError] = []
+            for number in numbers:
+                try:
+                    headers.append(read_header(read(int(number))))
+                except (BadImageError, OSError) as error:
+                    headers.append(error)
+            sizes = [(h.height, h.width) if isinstance(h, Header) else (1, 1) for h in headers]
+            boxes = crop.boxes(draws, *np.array(sizes).T)
             out = np.empty((len(numbers), *size, pixels.channels), pixels.dtype)
-            used = np.empty(len(numbers), np.int64)
-            for i, number in enumerate(numbers):
-                out[i], used[i] = good(int(number), draws[i], crop, size)
+            used = numbers.astype(np.int64)
+            for i, header in enumerate(headers):
+                try:
+                    if not isinstance(header, Header):
+                        raise header
+                    out[i] = decode_crop(header, boxes[i], size, pixels)
+                except (BadImageError, OSError) as error:
+                    _complain(int(numbers[i]), str(error))
+                    out[i], used[i] = good(int(numbers[i]), draws[i], crop, size)
             return out, used
 
         types = (tf.as_dtype(pixels.dtype), tf.int64)

@@ -74,7 +74,9 @@ def open_tfds(data: DataConfig, split: Literal["train", "test"]) -> Source:
     return encoded_source(
         lambda i: _feature(read(i), image_name).bytes_list.value[0],
         num_examples=info.num_examples,
-        pixels=Pixels(channels, np.dtype(image.np_dtype), data.interpolation),
+        pixels=Pixels(
+            channels, np.dtype(image.np_dtype), data.interpolation, data.reduced_decoding
+        ),
         labels=labels,
         class_names=class_names,
         describe=lambda i: f"example {i} of {data.path}, {name}",
