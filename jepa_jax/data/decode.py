@@ -70,6 +70,17 @@ def read_crop(data: bytes, box_of: BoxOf, size: tuple[int, int], wanted: Pixels)
     return resize(x, size, wanted.interpolation)
 
 
+def read_whole(data: bytes, wanted: Pixels) -> np.ndarray:
+    """All of an image, upright, at its own size: [height, width, channels] of `wanted.dtype`.
+
+    Raises:
+      BadImageError: as `read_crop`.
+    """
+    image = open_image(data)
+    size = image.size if orientation_of(image) > 4 else image.size[::-1]
+    return read_crop(data, lambda h, w: np.array([0, 0, h, w]), size, wanted)
+
+
 def open_image(data: bytes) -> Image.Image:
     """Reads the header alone."""
     if not data:
