@@ -19,7 +19,7 @@ from jepa_jax.errors import UserError
 CLASSES = ("ant", "b\u00e9e", "cat")
 
 
-def make_folder(root, count=40, seed=0):
+def make_folder(root, count=40, seed=0, kinds=("JPEG", "PNG", "WEBP")):
     """Photographs of different sizes, formats and modes, and one turned by EXIF; train and test."""
     rng = np.random.default_rng(seed)
     for i in range(count):
@@ -27,7 +27,7 @@ def make_folder(root, count=40, seed=0):
         folder.mkdir(parents=True, exist_ok=True)
         height, width = rng.integers(30, 70, 2)
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
-        kind = ("JPEG", "PNG", "WEBP")[i % 5 % 3]
+        kind = kinds[i % 5 % len(kinds)]
         exif = Image.Exif()
         exif[0x0112] = 6 if i % 7 == 0 else 1
         image = image.convert("L") if i % 6 == 0 and kind == "JPEG" else image

@@ -9,14 +9,20 @@ folder of shards; or the name of a data set of TFDS. docs/data.md tells more.
 """
 
 import argparse
+import json
+import logging
 import os
 import pathlib
 from typing import Any
 
 from jepa_jax.command_line import make_parser, run_command
+from jepa_jax.data.check import Duplicates, changed_files, check
+from jepa_jax.data.check_report import report_lines, summary
 from jepa_jax.data.packing import check_destination, pack
 from jepa_jax.data.reading import kind_of, open_splits, split_names
-from jepa_jax.errors import UserError
+from jepa_jax.errors import BadDataError, UserError
+
+log = logging.getLogger("jepa_jax.data")  # which `python -m` calls __main__
 
 # 2 GB of images of 110 kB, as ImageNet's are, of which ImageNet-21k has 865: all stay open.
 _IMAGES_PER_SHARD = 16384
@@ -57,6 +63,24 @@ def pack_splits(
     return result
 
 
+def check_splits(source: str, *, splits: list[str], tfds_dir: str | None) -> dict[str, Any]:
+    """Reads and describes each split; returns what the JSON line says.
+
+    Raises:
+      UserError: see `open_splits`.
+    """
+    reports, duplicates, changed = {}, Duplicates(), []
+    for split, opened in open_splits(source, splits, tfds_dir=tfds_dir).items():
+        if kind_of(source) == "shards":
+            root = pathlib.Path(source).expanduser() / split
+            changed += [str(root / name) for name in changed_files(root)]
+        reports[split] = check(split, opened, duplicates)
+    groups = duplicates.find()
+    for line in report_lines(reports, groups, changed):
+        log.info("%s", line)
+    return summary(reports, groups, changed)
+
+
 def main() -> None:
     parser = make_parser("jepa_jax.data", __doc__)
     parser.add_argument("verb", choices=("pack", "check"), metavar="VERB", help="pack or check")
@@ -92,13 +116,16 @@ def main() -> None:
                 images_per_shard=arguments.images_per_shard,
                 tfds_dir=arguments.tfds_dir,
             )
-        return check_splits(arguments.source, splits, arguments.tfds_dir)
+        found = check_splits(arguments.source, splits=splits, tfds_dir=arguments.tfds_dir)
+        if found["bad"] or found["changed_files"]:
+            print(json.dumps(found))  # as every command's last line, though this one fails
+            raise BadDataError(
+                f"{arguments.source}: {found['bad']} bad images of {found['images']}, "
+                f"{len(found['changed_files'])} files that do not match their checksums"
+            )
+        return found
 
     run_command(command, parser)
-
-
-def check_splits(source: str, splits: list[str], tfds_dir: str | None) -> dict[str, Any]:
-    raise NotImplementedError
 
 
 if __name__ == "__main__":

@@ -76,12 +76,13 @@ def pack(
       came_from: kind, path and split of the source: noted, and compared when going on.
 
     Raises:
-      UserError: the folder holds something else, was begun otherwise, or can't be written.
+      UserError: the folder holds something else, was begun otherwise, can't be written, or another
+        process is packing into it.
       StoppedRunError: the disk is full, or the source fails; the same call goes on.
       BadDataError: all images are bad.
     """
     came_from = came_from | {"digest": source.digest, "count": source.num_examples}
-    with _told_of_the_disk(root):
+    with _told_of_the_disk(root), _alone(root):
         if _start(root, {"came_from": came_from, "images_per_shard": images_per_shard}):
             done = _shards(source, root, images_per_shard)
             _finish(source, root, done, came_from=came_from, images_per_shard=images_per_shard)
@@ -116,10 +117,10 @@ def _start(root: pathlib.Path, begun: dict[str, Any]) -> bool:
     if (notes / _BEGUN).exists():
         _compare(root, json.loads((notes / _BEGUN).read_text()), begun)
         return True
-    other = [entry for entry in root.iterdir() if entry != notes] if root.exists() else []
+    other = [entry for entry in root.iterdir() if entry != notes]
     if other:
         raise UserError(f"{root}: holds something else: {other[0].name}; choose an empty folder")
-    notes.mkdir(parents=True, exist_ok=True)
+    notes.mkdir(exist_ok=True)
     _write(notes / _BEGUN, json.dumps(begun).encode())
     return True
 
@@ -286,6 +287,25 @@ def _write(path: pathlib.Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _alone(root: pathlib.Path) -> Iterator[None]:
+    """Makes the folder, and keeps other processes out of it, where the system can."""
+    import fcntl
+
+    root.mkdir(parents=True, exist_ok=True)
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{root}: another process is packing into it") from error
+        except OSError as error:  # some network disks have no locks
+            log.warning("%s: can't be locked (%s): let no other process pack into it", root, error)
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextlib.contextmanager
