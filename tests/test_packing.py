@@ -8,11 +8,18 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from conftest import REPOSITORY, run_module
 from test_shards import contents, make_folder, opened, packed
+from test_sources import TinyPictures, data_config
 
 from jepa_jax.data import packing
+from jepa_jax.data.__main__ import check_splits, pack_splits
+from jepa_jax.data.decode import Pixels, read_whole
+from jepa_jax.data.sources import array_source, open_source
+from jepa_jax.data.sources import tfds as tfds_source
 from jepa_jax.errors import BadDataError, StoppedRunError, UserError
 
 # Forks a process for each step of packing that changes the disk, which kills itself before that
@@ -259,3 +266,54 @@ def test_mistakes_are_one_line_and_code_2(tmp_path, arguments, says, monkeypatch
     assert said.err.count("\n") == 1
     assert says.format(images=images) in said.err
     assert not pathlib.Path("out").exists()
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_data_set_of_tfds_is_packed_without_loss(tmp_path, monkeypatch, in_memory):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if not in_memory:
+        monkeypatch.setattr(tfds_source, "_IN_MEMORY_BYTES", 0)
+    folder = str(tmp_path / "tfds")
+    tfds.builder(TinyPictures.name, data_dir=folder).download_and_prepare()
+    said = pack_splits(
+        TinyPictures.name,
+        tmp_path / "shards",
+        splits=["train", "test"],
+        images_per_shard=8,
+        tfds_dir=folder,
+    )
+    assert (said["train"]["images"], said["test"]["images"]) == (30, 10)
+    for split in ("train", "test"):
+        data = data_config(source="tfds", path=TinyPictures.name, tfds_dir=folder)
+        theirs = open_source(data, split)
+        ours = opened(tmp_path / "shards", split)
+        assert ours.digest == theirs.digest
+        assert ours.class_names == theirs.class_names == ("dark", "light")
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+        for i in range(ours.num_examples):
+            picture = read_whole(ours.read(i), Pixels(3, np.dtype(np.uint8)))
+            want = read_whole(theirs.read(i), Pixels(3, np.dtype(np.uint8)))
+            np.testing.assert_array_equal(picture, want)
+            assert picture.shape == (20, 24, 3)
+            assert (picture == picture[0, 0, 0]).all()
+            assert (picture[0, 0, 0] >= 8 * 15) == ours.labels[i]
+    found = check_splits(TinyPictures.name, splits=["train", "test"], tfds_dir=folder)
+    assert (found["bad"], found["duplicates"], found["duplicates_across_splits"]) == (0, 10, 10)
+
+
+def test_arrays_are_stored_as_they_are():
+    rng = np.random.default_rng(0)
+    for dtype, channels in ((np.uint8, 1), (np.uint8, 3), (np.uint16, 1), (np.uint16, 4)):
+        images = rng.integers(0, np.iinfo(dtype).max, (2, 9, 7, channels), dtype, endpoint=True)
+        source = array_source(images, None, (), (9, 7), channels=channels)
+        wanted = Pixels(channels, np.dtype(dtype))
+        np.testing.assert_array_equal(read_whole(source.read(1), wanted), images[1])
+    many = array_source(np.zeros((2, 9, 7, 5), np.uint8), None, (), (9, 7), channels=5)
+    assert many.read is None
+
+
+def test_what_is_neither_folder_nor_data_set_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"no_such_set is no folder, and as a TFDS data set: "):
+        pack_splits(
+            "no_such_set", tmp_path / "s", splits=["train"], images_per_shard=8, tfds_dir=None
+        )

@@ -77,7 +77,7 @@ def open_splits(source: str, splits: Sequence[str], *, tfds_dir: str | None) -> 
     The training images are those of the split train, or else of the first.
 
     Raises:
-      UserError: as `open_source`.
+      UserError: as `open_source`; or the images are arrays that no image file can hold.
     """
     kind = kind_of(source)
     has_train = kind != "tfds" and (pathlib.Path(source).expanduser() / "train").is_dir()
@@ -100,4 +100,9 @@ def open_splits(source: str, splits: Sequence[str], *, tfds_dir: str | None) -> 
             if kind != "tfds":
                 raise
             raise UserError(f"{source} is no folder, and as a TFDS data set: {error}") from error
+        if opened[split].read is None:
+            raise UserError(
+                f"{source}: images of {opened[split].channels} channels; those of 1 to 4 can be "
+                "stored as files"
+            )
     return opened

@@ -38,7 +38,7 @@ class Source:
       digest: tells whether these are the same examples in the same order (see `names_digest`).
       left_out: files beside the images that were not taken: why -> how many.
       read: number -> an image's file as bytes; called from several threads. Raises BadImageError
-        or OSError. Of images in memory, a PNG file is made.
+        or OSError. Of images in memory, a PNG file is made; None of more channels than PNG has.
       name: number -> what the digest takes as its name; None where images have no names.
     """
 
@@ -231,7 +231,7 @@ def array_source(
         images_per_call=None if enlarges(image_size) else _IMAGES_PER_CALL,
         describe=lambda i: f"example {i}",
         digest=_arrays_digest(images),
-        read=lambda i: tf.io.encode_png(images[i]).numpy(),
+        read=(lambda i: tf.io.encode_png(images[i]).numpy()) if have <= 4 else None,
     )
 
 
