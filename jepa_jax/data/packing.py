@@ -185,7 +185,6 @@ def _write_shard(
         return data, None
 
     path = root / _NOTES / name
-    path.unlink(missing_ok=True)  # the writer would not
     with _writer(path) as write:
         for i, (data, why) in zip(images, in_order(look, images), strict=True):
             if why is None:
