@@ -15,6 +15,7 @@ COMMANDS = {
     "extract": "writes the features of images to a file",
     "convert": "reads and writes other libraries' checkpoints",
     "export": "turns an encoder into a program that runs without this package",
+    "data": "packs images into a few large files for pods, or checks every image",
 }
 
 
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         sys.argv = [f"jepa-jax {command}", *arguments]
         try:
-            module = importlib.import_module(f"jepa_jax.{command}")
+            name = f"jepa_jax.{command}"
+            module = importlib.import_module(f"{name}.__main__" if command == "data" else name)
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("jepa_jax"):
                 raise

@@ -10,8 +10,13 @@ from jepa_jax.__main__ import COMMANDS, main
 
 
 def test_every_module_with_a_command_is_listed():
-    modules = (REPOSITORY / "jepa_jax").glob("*.py")
-    with_main = {path.stem for path in modules if "\ndef main()" in path.read_text()}
+    package = REPOSITORY / "jepa_jax"
+    modules = [*package.glob("*.py"), *package.glob("*/__main__.py")]
+    with_main = {
+        path.parent.name if path.stem == "__main__" else path.stem
+        for path in modules
+        if "\ndef main()" in path.read_text()
+    }
     assert with_main == set(COMMANDS)
 
 
@@ -32,7 +37,7 @@ def test_an_unknown_command_is_one_line_and_code_2(capsys):
     assert said.out == ""
     assert said.err == (
         "error: no command 'trian'; must be one of quickstart, train, probe, extract, convert, "
-        "export\n"
+        "export, data\n"
     )
 
 

@@ -8,10 +8,11 @@ from jepa_jax.config.schema import AboveZero, Positive, Ratio, Scale, Share, Sha
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    source: Literal["fashion_mnist", "cluttered_fashion_mnist", "tfds", "folder"]
-    path: str | None = None  # folder: its path; tfds: the data set's name; the others are bundled
+    source: Literal["fashion_mnist", "cluttered_fashion_mnist", "tfds", "folder", "shards"]
+    # folder, shards (see docs/data.md): the path; tfds: the data set's name; the others are bundled
+    path: str | None = None
     tfds_dir: str | None = None  # tfds: where data sets are prepared; None: where TFDS looks
-    # folder: a sub-folder, None for the folder itself; tfds: a split; fashion_mnist: "train" ...
+    # folder, shards: a sub-folder, None for the folder itself; tfds: a split; bundled: "train" ...
     train_split: str | None = "train"
     test_split: str | None = "test"  # ... or "test"; read by the probes only
     image_size: tuple[Positive, Positive]  # height, width in pixels, after cropping and resizing

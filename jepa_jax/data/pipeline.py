@@ -14,8 +14,8 @@ from jepa_jax.errors import StoppedRunError
 # No stage has Python control flow on tensors, so none needs AutoGraph to rewrite its source.
 graph = tf.autograph.experimental.do_not_convert
 # As many calls at a time as there are cores for this process (Linux tells).
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-PARALLEL = {"num_parallel_calls": _CORES, "deterministic": True}
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+PARALLEL = {"num_parallel_calls": CORES, "deterministic": True}
 
 
 def fixed_options() -> tf.data.Options:

@@ -11,6 +11,7 @@ from jepa_jax.training.checkpoint import read_config
 # is for probes alone; weights to start from have done their part.
 _FIXED = ("seed", "batch_size", "data.", "model.", "init.", "objective.")
 _FREE = ("data.path", "data.test_split", "data.eval_crop", "init.weights")
+_SAME_IMAGES = {"folder", "shards"}  # values of `data.source`: packing changes no image
 
 
 def check_resumable(folder: pathlib.Path, config: Config) -> dict[str, tuple[Any, Any]]:
@@ -29,6 +30,8 @@ def check_resumable(folder: pathlib.Path, config: Config) -> dict[str, tuple[Any
         )
     changed = differences(_comparable(read_config(folder)), _comparable(config))
     for name, (saved, now) in changed.items():
+        if name == "data.source" and {saved, now} == _SAME_IMAGES:
+            continue
         if name.startswith(_FIXED) and name not in _FREE:
             raise UserError(
                 f"config.{name} = {now}: the run in {folder.parent.parent} has {saved}; set it "

@@ -1,10 +1,11 @@
-"""Where images come from: bundled ones, folders, TensorFlow Datasets."""
+"""Where images come from: bundled ones, folders, shards, TensorFlow Datasets."""
 
 from typing import Literal
 
 from jepa_jax.config import DataConfig
 from jepa_jax.data.sources.bundled import open_fashion_mnist
 from jepa_jax.data.sources.folder import open_folder
+from jepa_jax.data.sources.shards import open_shards
 from jepa_jax.data.sources.source import Source, array_source, encoded_source
 from jepa_jax.data.sources.tfds import open_tfds
 
@@ -14,6 +15,7 @@ _OPEN = {
     "fashion_mnist": open_fashion_mnist,
     "cluttered_fashion_mnist": open_fashion_mnist,
     "folder": open_folder,
+    "shards": open_shards,
     "tfds": open_tfds,
 }
 

@@ -53,6 +53,10 @@ def open_folder(data: DataConfig, split: Literal["train", "test"]) -> Source:
             f"{field}: no images in {root} or its sub-folders; "
             f"they are known by their endings: {', '.join(IMAGE_SUFFIXES)}"
         )
+
+    def name_of(i: int) -> bytes:
+        return os.fsencode(os.path.relpath(files[i], root))
+
     return encoded_source(
         lambda i: _read(files[i]),
         num_examples=len(files),
@@ -60,8 +64,9 @@ def open_folder(data: DataConfig, split: Literal["train", "test"]) -> Source:
         labels=labels,
         class_names=class_names,
         describe=lambda i: printable(files[i]),
-        digest=names_digest(os.fsencode(os.path.relpath(file, root)) for file in files),
+        digest=names_digest(map(name_of, range(len(files)))),
         left_out=left_out,
+        name=name_of,
     )
 
 

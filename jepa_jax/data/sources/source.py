@@ -46,6 +46,9 @@ class Source:
       describe: an example's name for messages, for example a path.
       digest: tells whether these are the same examples in the same order (see `names_digest`).
       left_out: files beside the images that were not taken: why -> how many.
+      read: number -> an image's file as bytes; called from several threads. Raises BadImageError
+        or OSError. Of images in memory, a PNG file is made; None of more channels than PNG has.
+      name: number -> what the digest takes as its name; None where images have no names.
     """
 
     num_examples: int
@@ -59,6 +62,8 @@ class Source:
     describe: Callable[[int], str]
     digest: str
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    read: Callable[[int], bytes] | None = None
+    name: Callable[[int], bytes] | None = None
 
 
 def names_digest(names: Iterable[bytes]) -> str:
@@ -79,6 +84,7 @@ def encoded_source(
     describe: Callable[[int], str],
     digest: str,
     left_out: Mapping[str, int] | None = None,
+    name: Callable[[int], bytes] | None = None,
 ) -> Source:
     """Images as the bytes of files, decoded when they are needed.
 
@@ -156,6 +162,8 @@ def encoded_source(
         describe=describe,
         digest=digest,
         left_out=left_out or {},
+        read=read,
+        name=name,
     )
 
 
@@ -246,6 +254,7 @@ def array_source(
         images_per_call=None if enlarges(image_size) else _IMAGES_PER_CALL,
         describe=lambda i: f"example {i}",
         digest=_arrays_digest(images),
+        read=(lambda i: tf.io.encode_png(images[i]).numpy()) if have <= 4 else None,
     )
 
 
