@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from jepa_jax.batch.masks import MultiBlock, RandomPatches
-from jepa_jax.batch.spec import BatchSpec, Shapes, Stream
+from jepa_jax.batch.spec import BatchSpec, DataIdentity, Shapes, Stream
 from jepa_jax.config import DataConfig
 from jepa_jax.data.augment import augment
 from jepa_jax.data.crops import random_resized_crop
@@ -51,6 +51,7 @@ def make_stream(
     if isinstance(needs.masks, MultiBlock):
         counted["mask_fallback"] = "no mask draw fitted, so that their targets are stacked"
     return Stream(
+        identity=DataIdentity(source.num_examples, source.digest),
         steps_per_epoch=drawn.steps_per_epoch,
         variants=drawn.variants,
         batches=drawn.batches,
