@@ -20,6 +20,7 @@ from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import compile_ahead
 from jepa_jax.training.debugging import describe_nan, parameter_table, write_programs
 from jepa_jax.training.diagnostics import make_diagnostics
+from jepa_jax.training.input_wait import InputWait
 from jepa_jax.training.metrics import MetricsWriter
 from jepa_jax.training.periods import Timer, due
 from jepa_jax.training.preemption import notice_signals
@@ -103,7 +104,7 @@ def train(
     )
     # Steps whose numbers are not fetched yet: (step, metrics, whether they are written).
     pending: collections.deque[tuple[int, dict[str, jax.Array], bool]] = collections.deque()
-    counts, loss = collections.Counter[str](), math.nan
+    counts, loss, waits = collections.Counter[str](), math.nan, InputWait()
 
     def settle(keep: int) -> None:
         """Fetches the numbers of all steps but the newest `keep`; writes those that are due."""
@@ -116,11 +117,15 @@ def train(
                 raise StoppedRunError(_advice(step, loss, workdir))
             if written and writer is not None:
                 values = {name: float(value) for name, value in metrics.items()}
+                values["input_wait"] = waits.share()
                 speed = progress.report(step, values)
                 writer.write(step, values | {"images_per_second": speed})
                 if "effective_rank" in values:
                     ceiling = min(config.model.embed_dim, config.batch_size)
                     progress.say(f"    {verdict(writer.rows, ceiling=ceiling)}")
+                advice = waits.advice(values["input_wait"])
+                if advice is not None:
+                    progress.say(f"    {advice}")
 
     def save(step: int, *, drawn: bool = True) -> None:
         settle(keep=0)  # only a state that came from finite numbers is worth keeping
@@ -142,7 +147,7 @@ def train(
                 batches: Iterator[Any] = itertools.repeat(one, end_step - start_step)
             else:
                 batches = stream.batches(start_step, end_step, rows)
-            arrays = _to_devices(batches, stream, setup.mesh, config.batch_size)
+            arrays = _to_devices(waits.watched(batches), stream, setup.mesh, config.batch_size)
             for step, (counted, batch) in enumerate(arrays, start=start_step + 1):
                 if step == trace_from:
                     jax.profiler.start_trace(workdir / "profile", create_perfetto_trace=first)
