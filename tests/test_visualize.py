@@ -24,7 +24,7 @@ VIEWS = (
 
 
 def where(path, colour):
-    """Number of pixels of a colour in a picture, and their mean place, from the left and the top."""
+    """Number of pixels of a colour in a picture; their mean place, from the left and the top."""
     pixels = np.round(255 * matplotlib.image.imread(path)[..., :3])
     rows, columns = np.nonzero(np.all(np.abs(pixels - colour) <= 1, axis=-1))
     if not len(rows):

@@ -54,7 +54,7 @@ def original(
     shown = max(round(height * scale), 1), max(round(width * scale), 1)
     pixels = source.load(number, everything, shown)[0].numpy()[0]
 
-    boxes = {}
+    boxes: dict[tuple[str, int], np.ndarray] = {}
     for epoch in epochs:
         of_epoch: dict[str, list[np.ndarray]] = {}
         for view, _, crop in view_crops(views, seed=seed, epoch=epoch):

@@ -64,7 +64,7 @@ def masks_picture(
     else:
         indices = {"visible": batch["visible_index"], "masked": batch["masked_index"]}
     images = displayable(first_view(needs, batch))  # [B, H, W, 3]
-    columns = [(needs.views[0].name, images)]
+    columns: list[tuple[str, Any]] = [(needs.views[0].name, images)]
     for title, index in indices.items():
         shown = [blank_patches(image, i, config) for image, i in zip(images, index, strict=True)]
         columns.append((f"{title}\n{index.shape[1]} of {config.grid[0] * config.grid[1]}", shown))
@@ -104,12 +104,12 @@ def crops_picture(
         axis.set_xlim(-0.5 - margin, width - 0.5 + margin)
         axis.set_ylim(height - 0.5 + margin, -0.5 - margin)
     legend = {
-        f"epoch {key}" if single else str(key): _box(0, 0, 1, 1, edgecolor=colour)
+        f"epoch {key}" if single else str(key): _box(0.0, 0.0, 1.0, 1.0, edgecolor=colour)
         for key, colour in colours.items()
     }
     if not single:
         legend |= {
-            f"epoch {epoch}": _box(0, 0, 1, 1, edgecolor="grey", linestyle=style)
+            f"epoch {epoch}": _box(0.0, 0.0, 1.0, 1.0, edgecolor="grey", linestyle=style)
             for epoch, style in styles.items()
         }
     figure.legend(
