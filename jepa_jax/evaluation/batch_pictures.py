@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from jepa_jax.batch.masks import MultiBlock
 from jepa_jax.batch.spec import BatchSpec, first_view
@@ -88,7 +89,9 @@ def crops_picture(
     styles = {epoch: "-" if single else _LINES[i % len(_LINES)] for i, epoch in enumerate(epochs)}
     columns = min(4, len(originals))
     rows = -(-len(originals) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.8 * rows + 0.4), layout="constrained")
+    tallest = max(one.pixels.shape[0] / one.pixels.shape[1] for one in originals)
+    size = (2.6 * columns, (2.6 * tallest + 0.2) * rows + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
@@ -123,7 +126,11 @@ def crops_picture(
 
 
 def _box(left: float, top: float, width: float, height: float, **line: Any) -> Rectangle:
-    return Rectangle((left, top), width, height, fill=False, linewidth=1.3, **line)
+    """A frame that stands out on any picture."""
+    around = [withStroke(linewidth=2.6, foreground="white", alpha=0.6)]
+    return Rectangle(
+        (left, top), width, height, fill=False, linewidth=1.3, path_effects=around, **line
+    )
 
 
 def _table(path: pathlib.Path, columns: Sequence[tuple[str, Any]], names: Sequence[str]) -> None:
