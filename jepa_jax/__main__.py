@@ -12,6 +12,7 @@ COMMANDS = {
     "quickstart": "pretrains on bundled images, probes, draws: minutes on a CPU",
     "train": "pretrains a model, or with --plan says what that would need",
     "probe": "measures a checkpoint's features with k-NN and linear classifiers",
+    "visualize": "draws what a model gets (views, masks, crops) and a checkpoint's features",
     "extract": "writes the features of images to a file",
     "convert": "reads and writes other libraries' checkpoints",
     "export": "turns an encoder into a program that runs without this package",

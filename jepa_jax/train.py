@@ -39,13 +39,15 @@ from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.loop import train
 from jepa_jax.training.outlook import outlook
-from jepa_jax.training.processes import check_agreement, check_shared, join, leave
+from jepa_jax.training.processes import check_agreement, check_same_data, check_shared, join, leave
 from jepa_jax.warm_start import read_weights, starting_from
 
 log = logging.getLogger("jepa_jax.train")  # which `python -m` calls __main__
 
 
-def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+def pretrain(
+    config: Config, workdir: pathlib.Path, *, accept_changed_data: bool = False
+) -> dict[str, Any]:
     """Trains as configured; see `training.loop.train` for what it returns and raises."""
     use_compilation_cache()
     source = open_source(config.data, "train")
@@ -53,6 +55,7 @@ def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     stream = make_stream(
         objective.needs, config.data, source, seed=config.seed, batch_size=config.batch_size
     )
+    check_same_data(stream.identity)
     if isinstance(objective.needs.masks, MultiBlock):
         enough = check_feasible(objective.needs.masks)
         log.info("masks: %.1f%% of draws leave enough context; others are redrawn", 100 * enough)
@@ -93,6 +96,7 @@ def pretrain(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         knn_accuracy=knn,
         draw=make_gallery(config, objective, source, stream, workdir),
         initialize=initialize,
+        accept_changed_data=accept_changed_data,
     )
 
 
@@ -153,6 +157,12 @@ def main() -> None:
         "Hugging Face folder or hub id, or a file of the reference",
     )
     parser.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="resume although the training images are no longer those of the run: from here on, "
+        "order and length of the run are of the new ones",
+    )
+    parser.add_argument(
         "--distributed",
         metavar="WHERE",
         help="one of several processes: auto (TPU pod, Slurm, Kubernetes), or HOST:PORT,N,I",
@@ -204,7 +214,10 @@ def main() -> None:
         check_agreement(config)
         check_shared(arguments.workdir)
         try:
-            result = pretrain(config, arguments.workdir) | {"workdir": str(arguments.workdir)}
+            result = pretrain(
+                config, arguments.workdir, accept_changed_data=arguments.accept_changed_data
+            )
+            result["workdir"] = str(arguments.workdir)
         except (StoppedRunError, UserError) as error:
             if jax.process_count() > 1:
                 leave(error)

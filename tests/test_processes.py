@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from PIL import Image
 
 from jepa_jax.config import resolve
 from jepa_jax.config.files import load_config
@@ -188,6 +189,23 @@ def test_a_workdir_that_is_not_the_same_folder_for_all_is_refused(tmp_path):
     for _, err in outputs:
         assert "error: --workdir run: process 1 does not see what process 0 writes there" in err
     assert not any(any(folder.iterdir()) for folder in folders)
+
+
+def test_processes_that_see_other_images_stop_with_one_line(tmp_path):
+    folders, rng = (tmp_path / "host 0", tmp_path / "host 1"), np.random.default_rng(0)
+    for folder, number in zip(folders, (17, 16), strict=True):
+        (folder / "images").mkdir(parents=True)
+        for i in range(number):
+            pixels = rng.integers(0, 256, (28, 28, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+    fields = ["--config.data.source=folder", "--config.data.path=images", "--config.batch_size=8"]
+    fields += ["--config.data.train_split=None"]
+    processes = start(tmp_path / "run", fields, fields, folders=folders)
+    outputs = finish(processes)
+    assert [process.returncode for process in processes] == [UserError.exit_code] * 2, outputs
+    for _, err in outputs:
+        assert "process 0 has 17 training images; process 1 has 16" in err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("where", ["automatic", "host,2,0", "host:1,2", "host:1,2,2", "h o:1,2,0"])

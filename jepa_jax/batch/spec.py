@@ -108,10 +108,23 @@ def first_view(spec: BatchSpec, batch: Mapping[str, Any]) -> Any:
     return images if view.number is None else images[:, 0]
 
 
+class DataIdentity(NamedTuple):
+    """What tells whether two sets of examples are the same, wherever they lie.
+
+    Attributes:
+      num_examples: how many.
+      digest: of their names in their order, or of their contents where they have no names.
+    """
+
+    num_examples: int
+    digest: str
+
+
 class Stream(NamedTuple):
     """Batches as a function of the step.
 
     Attributes:
+      identity: of the data set; batches are a function of it too.
       steps_per_epoch: whole batches in the data set.
       variants: step -> ((shapes of a batch, share of the steps), ...), that step's first.
       batches: (first step, end step, rows of the whole batch or None for all) -> one dictionary of
@@ -119,6 +132,7 @@ class Stream(NamedTuple):
       counted: arrays bool [B] of a batch that stay on the host, name -> what it means where true.
     """
 
+    identity: DataIdentity
     steps_per_epoch: int
     variants: Callable[[int], tuple[tuple[Shapes, float], ...]]
     batches: Callable[[int, int, np.ndarray | None], Iterator[dict[str, np.ndarray]]]

@@ -1,11 +1,12 @@
 """Where to cut an image: random-resized crops for training, a centre crop for the probes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from jepa_jax.batch.spec import View
 from jepa_jax.data import stateless_random
 
 _CROP = 4  # first part of the random keys; see masks.py
@@ -67,6 +68,24 @@ def random_resized_crop(
         return np.where(fits.any(axis=1)[:, None], first, centre)
 
     return Crop(draws, boxes)
+
+
+def view_crops(
+    views: tuple[View, ...], *, seed: int, epoch: int | tf.Tensor
+) -> Iterator[tuple[View, int, Crop]]:
+    """All crops of an example: each with its view, and its number among that view's V."""
+    number = 0
+    for view in views:
+        for of_view in range(view.number or 1):
+            crop = random_resized_crop(
+                scale=view.crop_scale,
+                aspect_ratio=view.crop_aspect_ratio,
+                seed=seed,
+                epoch=epoch,
+                view=number,
+            )
+            yield view, of_view, crop
+            number += 1
 
 
 def center_crop(*, aspect_ratio: float, share: float) -> Crop:

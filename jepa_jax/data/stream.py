@@ -12,10 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from jepa_jax.batch.masks import MultiBlock, RandomPatches
-from jepa_jax.batch.spec import BatchSpec, Shapes, Stream
+from jepa_jax.batch.spec import BatchSpec, DataIdentity, Shapes, Stream
 from jepa_jax.config import DataConfig
 from jepa_jax.data.augment import augment
-from jepa_jax.data.crops import random_resized_crop
+from jepa_jax.data.crops import view_crops
 from jepa_jax.data.masks import MaskSampler, draw_random_patches
 from jepa_jax.data.pipeline import PARALLEL, calls_of, first_problem, fixed_options, graph
 from jepa_jax.data.sources import Source
@@ -51,6 +51,7 @@ def make_stream(
     if isinstance(needs.masks, MultiBlock):
         counted["mask_fallback"] = "no mask draw fitted, so that their targets are stacked"
     return Stream(
+        identity=DataIdentity(source.num_examples, source.digest),
         steps_per_epoch=drawn.steps_per_epoch,
         variants=drawn.variants,
         batches=drawn.batches,
@@ -161,33 +162,30 @@ class _Batches:
     def _views(self, epoch: tf.Tensor, index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """All views of some examples: name -> pixels [n, H, W, C] or [n, V, H, W, C]; and the
         examples int64 [n] that they really show."""
-        views, number, used = {}, 0, index
-        for view in self.needs.views:
-            images = []
-            for of_size in range(view.number or 1):
-                crop = random_resized_crop(
-                    scale=view.crop_scale,
-                    aspect_ratio=view.crop_aspect_ratio,
+        images: dict[str, list[tf.Tensor]] = {view.name: [] for view in self.needs.views}
+        used = index
+        crops = view_crops(self.needs.views, seed=self.seed, epoch=epoch)
+        for number, (view, of_view, crop) in enumerate(crops):
+            image, used = self.source.load(index, crop, view.size)
+            if view.augmentations:
+                most = np.iinfo(self.source.dtype).max
+                changed = augment(
+                    tf.cast(image, tf.float32) * np.float32(255 / most),
+                    view.augmentations[of_view % len(view.augmentations)],
                     seed=self.seed,
                     epoch=epoch,
+                    index=index,
                     view=number,
                 )
-                image, used = self.source.load(index, crop, view.size)
-                if view.augmentations:
-                    most = np.iinfo(self.source.dtype).max
-                    changed = augment(
-                        tf.cast(image, tf.float32) * np.float32(255 / most),
-                        view.augmentations[of_size % len(view.augmentations)],
-                        seed=self.seed,
-                        epoch=epoch,
-                        index=index,
-                        view=number,
-                    )
-                    changed = tf.round(changed * np.float32(most / 255))
-                    image = tf.cast(tf.clip_by_value(changed, 0, most), image.dtype)
-                images.append(image)
-                number += 1
-            views[view.name] = images[0] if view.number is None else tf.stack(images, axis=1)
+                changed = tf.round(changed * np.float32(most / 255))
+                image = tf.cast(tf.clip_by_value(changed, 0, most), image.dtype)
+            images[view.name].append(image)
+        views = {
+            view.name: images[view.name][0]
+            if view.number is None
+            else tf.stack(images[view.name], axis=1)
+            for view in self.needs.views
+        }
         return views, used
 
     def _masks(self, step: tf.Tensor, epoch: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:

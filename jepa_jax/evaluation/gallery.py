@@ -9,14 +9,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jepa_jax.batch.masks import MultiBlock
 from jepa_jax.batch.spec import Stream
 from jepa_jax.config import Config
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import Source
 from jepa_jax.errors import StoppedRunError
+from jepa_jax.evaluation.batch_pictures import masks_picture
 from jepa_jax.evaluation.features import make_encode
-from jepa_jax.evaluation.pictures import MASK_ROWS, curves_picture, mask_picture, pca_picture
+from jepa_jax.evaluation.pictures import curves_picture, pca_picture
 from jepa_jax.objectives.objective import Objective
 from jepa_jax.training.metrics import read_metrics
 from jepa_jax.training.sharding import make_mesh
@@ -24,6 +24,7 @@ from jepa_jax.training.sharding import make_mesh
 log = logging.getLogger(__name__)
 
 _IMAGES = 10
+_MASK_ROWS = 4
 
 
 def make_gallery(
@@ -40,7 +41,7 @@ def make_gallery(
     """
     mesh = make_mesh(config.mesh)
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    index = _shown(source)
+    index = shown_examples(source)
     filled = np.resize(index, -(-len(index) // shares) * shares)
     images, problem = None, "another process can't read an image"
     try:
@@ -55,9 +56,10 @@ def make_gallery(
     tokens_file = workdir / "feature_pca_start.npy"
 
     def masks() -> None:
-        if isinstance(objective.needs.masks, MultiBlock):
-            rows = np.arange(min(MASK_ROWS, config.batch_size))
-            mask_picture(workdir / "masks.png", config, next(stream.batches(0, 1, rows)))
+        if objective.needs.masks is not None:
+            rows = np.arange(min(_MASK_ROWS, config.batch_size))
+            batch, path = next(stream.batches(0, 1, rows)), workdir / "masks.png"
+            masks_picture(path, config, objective.needs, batch, [""] * len(rows))
 
     def curves_and_components(step: int, tokens: np.ndarray) -> None:
         curves_picture(workdir / "curves.png", config, read_metrics(workdir / "metrics.jsonl"))
@@ -88,8 +90,8 @@ def _safely(function: Callable[..., None], *arguments: Any) -> None:
         log.warning("a picture could not be drawn: %s: %s", type(error).__name__, error)
 
 
-def _shown(source: Source) -> np.ndarray:
-    """Ten training images, the same ones every time: of different classes where there are some."""
+def shown_examples(source: Source) -> np.ndarray:
+    """Ten images by number, the same ones every time: of different classes, if there are some."""
     if source.labels is not None:
         first_of_class = np.unique(source.labels, return_index=True)[1]
         if len(first_of_class) >= _IMAGES:

@@ -1,4 +1,4 @@
-"""Pictures of a run, as PNG: masks on images, curves, principal components of the features."""
+"""Pictures of a run, as PNG: curves, and principal components of the features."""
 
 import pathlib
 from typing import Any
@@ -11,25 +11,7 @@ from sklearn.decomposition import PCA
 from jepa_jax.batch.pixels import most_of
 from jepa_jax.config import Config
 
-MASK_ROWS = 4  # images in the picture of masks
 _HIDDEN = np.array([0.75, 0.84, 0.95])  # colour of patches that a panel does not show
-
-
-def mask_picture(path: pathlib.Path, config: Config, batch: dict[str, np.ndarray]) -> None:
-    """The first images of a batch, a row each: image, context, and the target blocks."""
-    rows, num_targets = min(MASK_ROWS, len(batch["image"])), batch["target_index"].shape[1]
-    panels = [("image", None), ("context", batch["context_index"])]
-    panels += [(f"target {i + 1}", batch["target_index"][:, i]) for i in range(num_targets)]
-    figure = Figure(figsize=(1.5 * len(panels), 1.5 * rows + 0.3), layout="constrained")
-    axes = figure.subplots(rows, len(panels), squeeze=False)
-    images = displayable(batch["image"][:rows])  # [rows, H, W, 3]
-    for row, image in enumerate(images):
-        for column, (title, index) in enumerate(panels):
-            shown = np.arange(config.grid[0] * config.grid[1]) if index is None else index[row]
-            _show(axes[row, column], _only_patches(image, shown, config))
-            if row == 0:
-                axes[row, column].set_title(title, fontsize=10)
-    figure.savefig(path, dpi=110)
 
 
 def curves_picture(path: pathlib.Path, config: Config, metrics: list[dict[str, Any]]) -> None:
@@ -74,13 +56,13 @@ def pca_picture(
     figure = Figure(
         figsize=(1.2 * len(images) + 1.4, 1.3 * (1 + len(tokens))), layout="constrained"
     )
-    axes = figure.subplots(1 + len(tokens), len(images))
+    axes = figure.subplots(1 + len(tokens), len(images), squeeze=False)
     rows = {"image": displayable(images)}
     for title, of_images in tokens.items():
         rows[title] = principal_colours(of_images).reshape(len(images), *grid, 3)
     for row, (title, pictures) in enumerate(rows.items()):
         for column, picture in enumerate(pictures):
-            _show(axes[row, column], picture)
+            show(axes[row, column], picture)
         axes[row, 0].set_ylabel(title, fontsize=10)
     figure.savefig(path, dpi=110)
 
@@ -106,8 +88,8 @@ def displayable(images: np.ndarray) -> Float[np.ndarray, "n H W 3"]:
     return shown[..., :3]
 
 
-def _only_patches(image: np.ndarray, index: np.ndarray, config: Config) -> np.ndarray:
-    """The image [H, W, 3] with all but some patches blanked."""
+def blank_patches(image: np.ndarray, index: np.ndarray, config: Config) -> np.ndarray:
+    """The image [H, W, 3] with all patches blanked but those of an index [n]."""
     shown = np.zeros(config.grid[0] * config.grid[1], bool)
     shown[index] = True
     shown = shown.reshape(config.grid).repeat(config.model.patch_size, 0)
@@ -115,7 +97,8 @@ def _only_patches(image: np.ndarray, index: np.ndarray, config: Config) -> np.nd
     return np.where(shown[..., None], image, _HIDDEN)
 
 
-def _show(axis: Any, picture: np.ndarray) -> None:
+def show(axis: Any, picture: np.ndarray) -> None:
+    """A picture [H, W, 3] of colours in 0..1, without ticks."""
     axis.imshow(picture, interpolation="nearest")
     axis.set_xticks([])
     axis.set_yticks([])

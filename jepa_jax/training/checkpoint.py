@@ -3,7 +3,8 @@
 A checkpoint's items are the fields of the state: `params`, `optimizer_state` (with the step) and
 `objective_state`; an encoder that is part of the objective's state, as I-JEPA's `target_encoder`
 is, is an item of its own, so that a probe reads only those arrays. `config` is the resolved
-configuration and the number of the checkpoint's format. Orbax writes in the background, and renames
+configuration and the number of the checkpoint's format; `data` says of how many examples, and of
+which, the data set was (see `DataIdentity`). Orbax writes in the background, and renames
 a checkpoint to its final name only when it is complete.
 
 In format 1 the objective's state was the last part of the optimizer's chain.
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from jepa_jax.batch.spec import DataIdentity
 from jepa_jax.config import Config, from_mapping, to_dict
 from jepa_jax.config.formats import upgrade, with_format
 from jepa_jax.errors import UserError
@@ -45,16 +47,27 @@ def make_manager(workdir: pathlib.Path, config: Config) -> ocp.CheckpointManager
 
 
 def save(
-    manager: ocp.CheckpointManager, state: TrainState, config: Config, objective: Objective
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    config: Config,
+    objective: Objective,
+    data: DataIdentity | None = None,
 ) -> None:
     """Starts to save; `manager.wait_until_finished()` waits for the end of it.
+
+    Args:
+      data: of what the state was trained on; None: not known.
 
     Raises:
       whatever went wrong with the save before, which ran in the background.
     """
-    items = {n: ocp.args.StandardSave(tree) for n, tree in split(state, objective).items()}
-    saved = ocp.args.JsonSave(with_format(to_dict(config)))
-    manager.save(int(state.step), args=ocp.args.Composite(**items, config=saved))
+    items: dict[str, Any] = {
+        name: ocp.args.StandardSave(tree) for name, tree in split(state, objective).items()
+    }
+    items["config"] = ocp.args.JsonSave(with_format(to_dict(config)))
+    if data is not None:
+        items["data"] = ocp.args.JsonSave(data._asdict())
+    manager.save(int(state.step), args=ocp.args.Composite(**items))
 
 
 def split(state: TrainState, objective: Objective) -> dict[str, Any]:
@@ -197,12 +210,29 @@ def read_config(folder: pathlib.Path) -> Config:
     return from_mapping(Config, upgrade(_read_json(folder)))
 
 
-def _read_json(folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / "config" / "metadata"
+def read_data(folder: pathlib.Path) -> DataIdentity | None:
+    """What a checkpoint was trained on; None: it does not say, being converted or an older one.
+
+    Raises:
+      UserError: it can't be read.
+    """
+    if not (folder / "data").is_dir():
+        return None
+    saved = _read_json(folder, "data")
+    try:
+        return DataIdentity(int(saved["num_examples"]), str(saved["digest"]))
+    except (KeyError, TypeError, ValueError) as error:
+        where = folder / "data" / "metadata"
+        raise UserError(f"checkpoint {folder}: no identity of its data in {where}") from error
+
+
+def _read_json(folder: pathlib.Path, item: str = "config") -> dict[str, Any]:
+    path = folder / item / "metadata"
+    what = {"config": "configuration", "data": "identity of its data"}[item]
     try:
         saved = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"checkpoint {folder}: no configuration in {path}: {error}") from error
+        raise UserError(f"checkpoint {folder}: no {what} in {path}: {error}") from error
     if not isinstance(saved, dict):
-        raise UserError(f"checkpoint {folder}: no configuration in {path}: it is no object")
+        raise UserError(f"checkpoint {folder}: no {what} in {path}: it is no object")
     return saved

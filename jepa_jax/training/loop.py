@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jepa_jax.batch.spec import Shapes, Stream, first_view
+from jepa_jax.batch.spec import DataIdentity, Shapes, Stream, first_view
 from jepa_jax.config import Config
 from jepa_jax.errors import BadDataError, PreemptedError, StoppedRunError, UserError
 from jepa_jax.objectives.objective import Objective, at_path
@@ -20,6 +20,7 @@ from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import compile_ahead
 from jepa_jax.training.debugging import describe_nan, parameter_table, write_programs
 from jepa_jax.training.diagnostics import make_diagnostics
+from jepa_jax.training.input_wait import InputWait
 from jepa_jax.training.metrics import MetricsWriter
 from jepa_jax.training.periods import Timer, due
 from jepa_jax.training.preemption import notice_signals
@@ -47,6 +48,7 @@ def train(
     knn_accuracy: Callable[[Any], float] | None = None,
     draw: Callable[[int, Any], None] | None = None,
     initialize: Callable[[TrainState], TrainState] | None = None,
+    accept_changed_data: bool = False,
 ) -> dict[str, Any]:
     """Trains to the end of the last epoch, from the newest checkpoint in `workdir` if there is one.
 
@@ -58,6 +60,7 @@ def train(
       draw: (step, weights of the first encoder) -> None; called at the start, and with each
         checkpoint once it is being saved.
       initialize: changes the state before the first step of a new run.
+      accept_changed_data: go on with other images than the newest checkpoint was trained on.
 
     Returns:
       step: steps taken; loss: of the last one, None if none was left to take.
@@ -75,7 +78,15 @@ def train(
         steps_per_epoch=stream.steps_per_epoch,
         donate=not config.debug,  # a NaN is searched for in the state before the step
     )
-    state, start_step = _start(config, workdir, objective, setup, initialize)
+    state, start_step = _start(
+        config,
+        workdir,
+        objective,
+        setup,
+        initialize,
+        data=stream.identity,
+        accept_changed_data=accept_changed_data,
+    )
     if start_step >= end_step:
         log.info("nothing to do: %d of %d steps are taken", start_step, end_step)
         return {"step": start_step, "loss": None}
@@ -93,7 +104,7 @@ def train(
     )
     # Steps whose numbers are not fetched yet: (step, metrics, whether they are written).
     pending: collections.deque[tuple[int, dict[str, jax.Array], bool]] = collections.deque()
-    counts, loss = collections.Counter[str](), math.nan
+    counts, loss, waits = collections.Counter[str](), math.nan, InputWait()
 
     def settle(keep: int) -> None:
         """Fetches the numbers of all steps but the newest `keep`; writes those that are due."""
@@ -106,15 +117,19 @@ def train(
                 raise StoppedRunError(_advice(step, loss, workdir))
             if written and writer is not None:
                 values = {name: float(value) for name, value in metrics.items()}
+                values["input_wait"] = waits.share()
                 speed = progress.report(step, values)
                 writer.write(step, values | {"images_per_second": speed})
                 if "effective_rank" in values:
                     ceiling = min(config.model.embed_dim, config.batch_size)
                     progress.say(f"    {verdict(writer.rows, ceiling=ceiling)}")
+                advice = waits.advice(values["input_wait"])
+                if advice is not None:
+                    progress.say(f"    {advice}")
 
     def save(step: int, *, drawn: bool = True) -> None:
         settle(keep=0)  # only a state that came from finite numbers is worth keeping
-        checkpoint.save(manager, state, config, objective)
+        checkpoint.save(manager, state, config, objective, stream.identity)
         log.info("saving checkpoint %d", step)
         save_timer.reset()
         if draw is not None and drawn:
@@ -132,7 +147,7 @@ def train(
                 batches: Iterator[Any] = itertools.repeat(one, end_step - start_step)
             else:
                 batches = stream.batches(start_step, end_step, rows)
-            arrays = _to_devices(batches, stream, setup.mesh, config.batch_size)
+            arrays = _to_devices(waits.watched(batches), stream, setup.mesh, config.batch_size)
             for step, (counted, batch) in enumerate(arrays, start=start_step + 1):
                 if step == trace_from:
                     jax.profiler.start_trace(workdir / "profile", create_perfetto_trace=first)
@@ -191,6 +206,9 @@ def _start(
     objective: Objective,
     setup: Setup,
     initialize: Callable[[TrainState], TrainState] | None,
+    *,
+    data: DataIdentity,
+    accept_changed_data: bool,
 ) -> tuple[TrainState, int]:
     """The state to train from, and the steps that it has taken."""
     try:
@@ -202,7 +220,8 @@ def _start(
         state = setup.create()
         return (state if initialize is None else initialize(state)), 0
     folder = checkpoint.find(workdir)
-    for name, (saved, now) in check_resumable(folder, config).items():
+    changed = check_resumable(folder, config, data, accept_changed_data=accept_changed_data)
+    for name, (saved, now) in changed.items():
         log.warning("config.%s was %s and is %s from here on", name, saved, now)
     state = checkpoint.restore(folder, setup.like, objective)
     log.info("resumed from %s", folder)

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
+from jepa_jax.batch.spec import DataIdentity
 from jepa_jax.config import Config, differences, to_dict
 from jepa_jax.errors import StoppedRunError, UserError
 
@@ -105,6 +106,25 @@ def check_agreement(config: Config) -> None:
         raise UserError(f"--config: process {others} has other fields or other code than process 0")
     listed = "; ".join(f"{name} is {b} here and {a} there" for name, (a, b) in changed.items())
     raise UserError(f"process {me} must run what process 0 runs: {listed}")
+
+
+def check_same_data(data: DataIdentity) -> None:
+    """Refuses to run unless all processes see the same images.
+
+    Raises:
+      UserError: in every process, with those that see others than process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    theirs = _from_process_0(data._asdict())
+    sees = _gather(np.array([data.num_examples]))
+    same = _gather(np.array([data._asdict() == theirs]))
+    if not same.all():
+        others = "; ".join(f"process {i} has {sees[i]}" for i in np.flatnonzero(~same))
+        raise UserError(
+            f"config.data.path: must hold the same images for all processes; process 0 has "
+            f"{sees[0]} training images; {others}, other ones"
+        )
 
 
 def check_shared(workdir: pathlib.Path) -> None:

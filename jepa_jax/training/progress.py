@@ -5,6 +5,8 @@ import time
 
 import tqdm
 
+from jepa_jax.training.input_wait import MATTERS
+
 # All metrics are on disk; these are worth a look while a run goes on.
 _SHOWN = ("loss", "lr", "gradient_norm", "effective_rank")
 
@@ -40,11 +42,13 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {images_per_second:,.0f} img/s")
             return images_per_second
+        waits = values.get("input_wait", 0.0)
+        waiting = f"waits for data {waits:.0%}  " if waits > MATTERS else ""
         minutes, seconds = divmod(round((self._end_step - step) * seconds_per_step), 60)
         shown = "  ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
         self.say(
             f"step {step}/{self._end_step}  {shown}  {images_per_second:,.0f} img/s  "
-            f"{minutes}:{seconds:02d} left"
+            f"{waiting}{minutes}:{seconds:02d} left"
         )
         return images_per_second
 
