@@ -119,7 +119,7 @@ def test_a_run_writes_the_share_and_says_it_where_it_matters(
     assert len(rows) == 6
     if seconds == 0:
         assert [row["input_wait"] for row in rows] == [0.0] * 6
-        assert "wait" not in said
+        assert "waits for data" not in said
     else:
         assert all(0.0 <= row["input_wait"] <= 1.0 for row in rows)
         # The numbers of steps are fetched late, but all six batches were waited for.

@@ -105,15 +105,6 @@ def test_what_makes_it_another_run_is_refused_by_name(tiny, saved, field, value)
         check_resumable(saved(config), changed(config, field, value))
 
 
-def test_a_run_on_a_folder_goes_on_from_its_shards_and_from_no_other_source(tiny, saved):
-    files = changed(resolve(tiny), "data.source", "folder")
-    shards = changed(files, "data.source", "shards")
-    assert list(check_resumable(saved(files), shards)) == ["data.source"]
-    other = changed(files, "data.source", "tfds")
-    with pytest.raises(UserError, match=r"config\.data\.source = tfds: the run in .* folder; set"):
-        check_resumable(saved(files), other)
-
-
 def test_ratios_are_compared_by_the_sizes_that_they_give(tiny, saved):
     """From 64 features and 279 hidden units a ratio of 279 / 64 is recovered, not 48 / 11."""
     tiny.model.update({"embed_dim": 64, "mlp_ratio": 48 / 11})
