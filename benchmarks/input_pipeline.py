@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from jepa_jax.data.packing import pack
 
 from benchmarks.jpeg_set import make_jpegs
 from jepa_jax.config import Config, resolve
@@ -161,7 +160,8 @@ def main() -> None:
         print(json.dumps({"memory_mib": memory(config, arguments.batches)}))
         return
     shards = arguments.out.with_name(arguments.out.name + "_shards")
-    pack(arguments.out, shards, splits=("train",))
+    pack = ["jepa_jax.data", "pack", str(arguments.out), str(shards), "--splits=train"]
+    subprocess.run([sys.executable, "-m", *pack], check=True, stdout=subprocess.DEVNULL)
     from_shards = make_config(shards, "--config.data.source=shards", *sizes)
 
     contestants: dict[str, Callable[[float], float]] = {

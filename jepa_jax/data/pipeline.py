@@ -1,7 +1,10 @@
 """What the training and the evaluation pipeline share, and the latter itself."""
 
+import atexit
 import os
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +29,36 @@ def fixed_options() -> tf.data.Options:
     options = tf.data.Options()
     options.autotune.enabled = False
     return options
+
+
+def numpy_iterator(dataset: tf.data.Dataset) -> Iterator[Any]:
+    """The elements in NumPy; ends by itself when Python does.
+
+    Threads that call Python stop when the interpreter ends, and an iterator that is still there
+    would wait for them, for ever.
+    """
+    held = _Held(dataset.as_numpy_iterator())
+    _held.add(held)
+    while held.iterator is not None:
+        try:
+            element = next(held.iterator)
+        except StopIteration:
+            return
+        yield element
+
+
+class _Held:
+    def __init__(self, iterator: Iterator[Any]):
+        self.iterator: Iterator[Any] | None = iterator
+
+
+_held: weakref.WeakSet[_Held] = weakref.WeakSet()
+
+
+@atexit.register
+def _let_go() -> None:
+    for held in _held:
+        held.iterator = None
 
 
 def calls_of(rows: int, source: Source) -> int:
@@ -66,7 +99,7 @@ def eval_batches(
     )
     if per_call < batch_size:
         dataset = dataset.rebatch(batch_size, drop_remainder=True)
-    iterator = iter(dataset.prefetch(2).with_options(fixed_options()).as_numpy_iterator())
+    iterator = numpy_iterator(dataset.prefetch(2).with_options(fixed_options()))
     for start in range(0, len(index), batch_size):
         problem, images = None, np.empty(0)
         try:

@@ -17,7 +17,14 @@ from jepa_jax.config import DataConfig
 from jepa_jax.data.augment import augment
 from jepa_jax.data.crops import view_crops
 from jepa_jax.data.masks import MaskSampler, draw_random_patches
-from jepa_jax.data.pipeline import PARALLEL, calls_of, first_problem, fixed_options, graph
+from jepa_jax.data.pipeline import (
+    PARALLEL,
+    calls_of,
+    first_problem,
+    fixed_options,
+    graph,
+    numpy_iterator,
+)
 from jepa_jax.data.sources import Source
 from jepa_jax.errors import BadDataError, UserError
 
@@ -111,7 +118,7 @@ class _Batches:
         """
         rows = np.arange(self.batch_size) if rows is None else rows
         dataset = self._dataset(start_step, end_step, rows)
-        iterator = iter(dataset.as_numpy_iterator())
+        iterator = numpy_iterator(dataset)
         drawn, bad = 0, 0
         for step in range(start_step, end_step):
             try:
