@@ -1,24 +1,23 @@
 """From the bytes of an image file to the pixels of a crop of it, upright and resized.
 
-Pillow reads the header and every kind of image but two, for which TensorFlow is better: JPEG, of
-which it decodes no more than the crop, and PNG of 16 bits.
+Pillow reads all headers, and every kind of image but JPEG (`jpeg.py`) and PNG of 16 bits.
 """
 
 import io
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from jepa_jax.data.jpeg import Interpolation, read_crops
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 100_000_000  # of one image: 300 MB decoded; a header can claim any size
 _ORIENTATION = 0x0112  # EXIF tag
 
-Interpolation = Literal["bilinear", "bicubic"]
 BoxOf = Callable[[int, int], np.ndarray]  # (height, width) -> top, left, height, width
-Box = tuple[float, float, float, float]  # top, left, height, width
 _METHODS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -83,13 +82,37 @@ def read_header(data: bytes) -> Header:
     return Header(data, image, orientation, height, width)
 
 
+def decode_crops(
+    headers: Sequence[Header], boxes: np.ndarray, size: tuple[int, int], wanted: Pixels
+) -> list[np.ndarray | BadImageError]:
+    """`decode_crop` of several images at once: each one's pixels, or why it can't be used.
+
+    Args:
+      boxes: int64 [n, 4].
+    """
+    kinds = {_jpeg_kind(h, box, size, wanted) for h, box in zip(headers, boxes, strict=True)}
+    if len(kinds) == 1 and (kind := kinds.pop()) is not None:
+        try:
+            return list(_read_jpegs(headers, boxes, size, wanted, kind))
+        except BadImageError:
+            pass  # one of them, and here is which
+
+    def one(header: Header, box: np.ndarray) -> np.ndarray | BadImageError:
+        try:
+            return decode_crop(header, box, size, wanted)
+        except BadImageError as error:
+            return error
+
+    return [one(header, box) for header, box in zip(headers, boxes, strict=True)]
+
+
 def decode_crop(
     header: Header, box: np.ndarray, size: tuple[int, int], wanted: Pixels
 ) -> np.ndarray:
     """Decodes, turns upright as EXIF says, cuts, converts and resizes.
 
     Args:
-      box: top, left, height, width of what to cut, in upright coordinates.
+      box: int64 [4], top, left, height, width of what to cut, in upright coordinates.
       size: height, width of the result.
 
     Returns:
@@ -98,18 +121,14 @@ def decode_crop(
     Raises:
       BadImageError: the image is damaged.
     """
+    kind = _jpeg_kind(header, box, size, wanted)
+    if kind is not None:
+        return _read_jpegs([header], box[None], size, wanted, kind)[0]
     upright = (header.height, header.width)
-    stored = stored_box(box, upright, header.orientation)
-    top, left, height, width = stored
-    if _is_plain_jpeg(header.image):
-        ratio = _reduction(box, size) if wanted.reduced_decoding else 1
-        x, within = _decode_jpeg(header, stored, ratio)
-    else:
-        x, within = _decode_whole(header)[top : top + height, left : left + width], None
+    top, left, height, width = stored_box(box, upright, header.orientation)
+    x = _decode_whole(header)[top : top + height, left : left + width]
     x = to_dtype(to_channels(turn_upright(x, header.orientation), wanted.channels), wanted.dtype)
-    if within is not None:
-        within = _upright_box(within, x.shape[:2], header.orientation)
-    return resize(x, size, wanted.interpolation, within)
+    return resize(x, size, wanted.interpolation)
 
 
 def read_crop(data: bytes, box_of: BoxOf, size: tuple[int, int], wanted: Pixels) -> np.ndarray:
@@ -142,50 +161,64 @@ def bits_of(header: Header) -> int:
     return 16 if header.image.format == "PNG" and header.data[24:25] == b"\x10" else 8
 
 
-def _is_plain_jpeg(image: Image.Image) -> bool:
-    return image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
+class _JpegKind(NamedTuple):
+    """What images that are read at once must share."""
+
+    orientation: int
+    ratio: int  # they are decoded at 1 / ratio of their size
 
 
-def _reduction(box: np.ndarray, size: tuple[int, int]) -> int:
-    """By how much a JPEG can be decoded smaller, its crop staying as large as the result."""
-    fits = min(int(box[2]) // size[0], int(box[3]) // size[1])
-    return max(ratio for ratio in (1, 2, 4, 8) if ratio <= max(fits, 1))
-
-
-def _decode_jpeg(
-    header: Header, box: tuple[int, int, int, int], ratio: int
-) -> tuple[np.ndarray, Box | None]:
-    """No more of the image than a box, in stored coordinates, at 1 / ratio of its size.
-
-    Returns:
-      pixels [h, w, 1 or 3], and where the box lies in them, if it is not just them.
-    """
-    data, image = header.data, header.image
-    # The mark of the end does not occur in the compressed data, which begin where Pillow has read.
-    if data.rfind(b"\xff\xd9") < image.fp.tell():
-        raise BadImageError("truncated")
-    top, left, height, width = box
-    within = None
-    if ratio > 1:
-        scaled = np.array(box) / ratio
-        top, left = np.floor(scaled[:2]).astype(int)
-        bottom, right = np.ceil(scaled[:2] + scaled[2:]).astype(int)  # not beyond: TF rounds up too
-        height, width = bottom - top, right - left
-        within = (scaled[0] - top, scaled[1] - left, scaled[2], scaled[3])
-    x = _by_tensorflow(
-        tf.raw_ops.DecodeAndCropJpeg,  # without tf.io's wrapper, a tenth of the time
-        contents=data,
-        crop_window=(top, left, height, width),
-        channels=len(image.getbands()),
-        ratio=ratio,
+def _jpeg_kind(
+    header: Header, box: np.ndarray, size: tuple[int, int], wanted: Pixels
+) -> _JpegKind | None:
+    """None of what `jpeg.read_crops` does not read."""
+    image = header.image
+    as_wanted = {"L": (1, 3), "RGB": (3,)}.get(image.mode, ())
+    jpeg = image.format in ("JPEG", "MPO") and wanted.channels in as_wanted
+    if not jpeg or wanted.dtype != np.uint8:
+        return None
+    fits = min(int(box[2]) // size[0], int(box[3]) // size[1]) if wanted.reduced_decoding else 1
+    return _JpegKind(
+        header.orientation, max(ratio for ratio in (1, 2, 4, 8) if ratio <= fits or ratio == 1)
     )
-    return x, within
+
+
+def _read_jpegs(
+    headers: Sequence[Header],
+    boxes: np.ndarray,
+    size: tuple[int, int],
+    wanted: Pixels,
+    kind: _JpegKind,
+) -> np.ndarray:
+    stored = []
+    for header, box in zip(headers, boxes, strict=True):
+        # The mark of the end does not occur in the compressed data; Pillow has read up to those.
+        if header.data.rfind(b"\xff\xd9") < header.image.fp.tell():
+            raise BadImageError("truncated")
+        stored.append(stored_box(box, (header.height, header.width), kind.orientation))
+    try:
+        x = read_crops(
+            [header.data for header in headers],
+            np.array(stored),
+            size[::-1] if kind.orientation > 4 else size,
+            channels=wanted.channels,
+            interpolation=wanted.interpolation,
+            ratio=kind.ratio,
+        )
+    except tf.errors.OpError as error:
+        raise BadImageError("damaged") from error
+    if kind.orientation == 1:
+        return x
+    return np.stack([turn_upright(image, kind.orientation) for image in x])
 
 
 def _decode_whole(header: Header) -> np.ndarray:
     """The first frame: uint8 or uint16 [h, w, 1 to 4]."""
     if bits_of(header) == 16:
-        return _by_tensorflow(tf.raw_ops.DecodePng, contents=header.data, dtype=tf.uint16)
+        try:
+            return tf.io.decode_png(header.data, dtype=tf.uint16).numpy()
+        except tf.errors.OpError as error:
+            raise BadImageError("damaged") from error
     image = header.image
     try:
         image.load()
@@ -198,13 +231,6 @@ def _decode_whole(header: Header) -> np.ndarray:
         image = image.convert("RGBA" if "transparency" in image.info else plain)
     x = np.asarray(image)
     return x if x.ndim == 3 else x[..., None]
-
-
-def _by_tensorflow(decode: Callable, **arguments: object) -> np.ndarray:
-    try:
-        return np.asarray(memoryview(decode(**arguments)))  # without a copy
-    except tf.errors.OpError as error:
-        raise BadImageError("damaged") from error
 
 
 def to_channels(x: np.ndarray, channels: int) -> np.ndarray:
@@ -235,28 +261,20 @@ def to_dtype(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return ((x.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def resize(
-    x: np.ndarray, size: tuple[int, int], interpolation: Interpolation, within: Box | None = None
-) -> np.ndarray:
-    """[h, w, C] to another height and width, with an antialiasing filter where it gets smaller.
-
-    Args:
-      within: the part of it to take; None: all.
-    """
-    if x.shape[:2] == size and within is None:
+def resize(x: np.ndarray, size: tuple[int, int], interpolation: Interpolation) -> np.ndarray:
+    """[h, w, C] to another height and width, with an antialiasing filter where it gets smaller."""
+    method, new = _METHODS[interpolation], (size[1], size[0])
+    if x.shape[:2] == size:
         return x
-    top, left, height, width = within or (0, 0, *x.shape[:2])
-    box = (left, top, left + width, top + height)
-
-    def by_pillow(plane: np.ndarray) -> np.ndarray:
-        image = Image.fromarray(plane)
-        return np.asarray(image.resize((size[1], size[0]), _METHODS[interpolation], box))
-
     channels = x.shape[-1]
     if x.dtype == np.uint8 and channels in (1, 3):
-        return by_pillow(x[..., 0] if channels == 1 else x).reshape(*size, channels)
+        image = Image.fromarray(x[..., 0] if channels == 1 else x)
+        return np.asarray(image.resize(new, method)).reshape(*size, channels)
     # Pillow has no images of 16 bits and several channels, and weighs colours by opacity.
-    planes = [by_pillow(x[..., c].astype(np.float32)) for c in range(channels)]
+    planes = [
+        np.asarray(Image.fromarray(x[..., c].astype(np.float32)).resize(new, method))
+        for c in range(channels)
+    ]
     most = np.iinfo(x.dtype).max
     return np.stack(planes, axis=-1).round().clip(0, most).astype(x.dtype)
 
@@ -286,15 +304,3 @@ def stored_box(
     if orientation in (2, 3, 6, 7):
         left = size[1] - left - width
     return (left, top, width, height) if orientation > 4 else (top, left, height, width)
-
-
-def _upright_box(box: Box, size: tuple[int, ...], orientation: int) -> Box:
-    """Where a box of stored pixels lies once they are turned upright, to height, width `size`."""
-    top, left, height, width = box
-    if orientation > 4:
-        top, left, height, width = left, top, width, height
-    if orientation in (3, 4, 7, 8):
-        top = size[0] - top - height
-    if orientation in (2, 3, 6, 7):
-        left = size[1] - left - width
-    return top, left, height, width

@@ -15,7 +15,7 @@ from jepa_jax.data.decode import (
     Header,
     Interpolation,
     Pixels,
-    decode_crop,
+    decode_crops,
     read_crop,
     read_header,
     resize,
@@ -118,23 +118,26 @@ def encoded_source(
 
     def load(index: tf.Tensor, crop: Crop, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
         def call(numbers: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            headers: list[Header | BadImageError | OSError] = []
+            found: list[Header | BadImageError | OSError] = []
             for number in numbers:
                 try:
-                    headers.append(read_header(read(int(number))))
+                    found.append(read_header(read(int(number))))
                 except (BadImageError, OSError) as error:
-                    headers.append(error)
-            sizes = [(h.height, h.width) if isinstance(h, Header) else (1, 1) for h in headers]
-            boxes = crop.boxes(draws, *np.array(sizes).T)
+                    found.append(error)
+            opened = [i for i, one in enumerate(found) if isinstance(one, Header)]
             out = np.empty((len(numbers), *size, pixels.channels), pixels.dtype)
             used = numbers.astype(np.int64)
-            for i, header in enumerate(headers):
-                try:
-                    if not isinstance(header, Header):
-                        raise header
-                    out[i] = decode_crop(header, boxes[i], size, pixels)
-                except (BadImageError, OSError) as error:
-                    _complain(int(numbers[i]), str(error))
+            if opened:
+                headers = [found[i] for i in opened]
+                sizes = np.array([(header.height, header.width) for header in headers])
+                boxes = crop.boxes(draws[opened], *sizes.T)
+                for i, x in zip(opened, decode_crops(headers, boxes, size, pixels), strict=True):
+                    found[i] = x
+            for i, x in enumerate(found):
+                if isinstance(x, np.ndarray):
+                    out[i] = x
+                else:
+                    _complain(int(numbers[i]), str(x))
                     out[i], used[i] = good(int(numbers[i]), draws[i], crop, size)
             return out, used
 
