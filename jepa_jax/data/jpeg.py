@@ -84,8 +84,8 @@ def _resize(x: tf.Tensor, place: tf.Tensor, size: tuple[int, int], kernel: str) 
     x = _resize_rows(tf.reshape(x, [height, -1]), place[0], place[2], size[0], kernel)
     x = tf.transpose(tf.reshape(x, [size[0], width, channels]), [1, 0, 2])
     x = _resize_rows(tf.reshape(x, [width, -1]), place[1], place[3], size[1], kernel)
-    x = tf.transpose(tf.reshape(x, [size[1], size[0], channels]), [1, 0, 2])
-    return tf.cast(tf.clip_by_value(tf.round(x), 0, 255), tf.uint8)
+    x = tf.reshape(tf.cast(tf.clip_by_value(x + 0.5, 0.0, 255.0), tf.uint8), [size[1], size[0], -1])
+    return tf.ensure_shape(tf.transpose(x, [1, 0, 2]), [*size, channels])
 
 
 def _resize_rows(
