@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
         "image_size": (96, 96),
         "mean": None,  # measured on the training images
         "std": None,
+        "reduced_decoding": True,  # a camera's JPEGs are many times larger than image_size
     }
     config.model = {
         "size": "mini",  # for a CPU; on a GPU: ti, s, b

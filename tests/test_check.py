@@ -12,6 +12,7 @@ from test_shards import make_folder, packed
 
 from jepa_jax.data.__main__ import check_splits
 from jepa_jax.data.check import Duplicates, check, look_at
+from jepa_jax.data.check_report import report_lines
 from jepa_jax.data.decode import Pixels
 from jepa_jax.data.reading import open_splits
 
@@ -54,9 +55,9 @@ def checked(root, splits):
         (encoded(), "a.png", ()),
         (encoded(kind="JPEG"), "a.JPEG", ()),
         (encoded((32, 160)), "a.png", ()),
-        (encoded((32, 161)), "a.png", ("aspect ratio of 161:32, beyond 5:1",)),
-        (encoded((161, 32)), "a.png", ("aspect ratio of 32:161, beyond 5:1",)),
-        (encoded((31, 40)), "a.png", ("a side of 31 pixels, under 32",)),
+        (encoded((32, 161)), "a.png", ("aspect ratio beyond 5:1",)),
+        (encoded((161, 32)), "a.png", ("aspect ratio beyond 5:1",)),
+        (encoded((31, 40)), "a.png", ("a side under 32 pixels",)),
         (encoded(kind="JPEG"), "a.png", ("ending .png, contents JPEG",)),
         (encoded(), "a.jpg", ("ending .jpg, contents PNG",)),
         (encoded(), None, ()),
@@ -73,7 +74,7 @@ def test_what_is_odd_about_one_image(data, name, odd):
 def test_a_huge_image_is_odd_and_a_larger_one_bad():
     file = io.BytesIO()
     Image.new("L", (7000, 7200)).save(file, "PNG")
-    assert look_at(file.getvalue(), None, RGB).odd == ("huge: 7000 x 7200 pixels",)
+    assert look_at(file.getvalue(), None, RGB).odd == ("over 50 million pixels",)
     file = io.BytesIO()
     Image.new("1", (10_000, 10_001)).save(file, "PNG")
     assert look_at(file.getvalue(), None, RGB).problem.startswith("too large")
@@ -90,15 +91,28 @@ def test_the_rarer_kind_of_image_is_odd(tmp_path):
         return files | {f"train/c{i}.png": encoded(seed=i) for i in range(colour)}
 
     report = checked(put(tmp_path / "a", images(1, 2)), ["train"])[0]["train"]
-    assert report.odd == {"g0.png": "gray among images of colour"}
+    assert report.odd == {"g0.png": ["gray among images of colour"]}
     assert report.formats == {"PNG": 2, "PNG, gray": 1}
     report = checked(put(tmp_path / "b", images(2, 1)), ["train"])[0]["train"]
-    assert report.odd == {"c0.png": "colour among images of gray"}
+    assert report.odd == {"c0.png": ["colour among images of gray"]}
     wide = io.BytesIO()
     Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40)).save(wide, "PNG")
     mixed = {"train/w.png": wide.getvalue(), **images(2, 0)}
     report = checked(put(tmp_path / "c", mixed), ["train"])[0]["train"]
-    assert report.odd == {"w.png": "16 bits among images of 8 bits"}
+    assert report.odd == {"w.png": ["16 bits among images of 8 bits"]}
+
+
+def test_of_many_odd_images_some_are_named_and_all_are_counted_by_what_is_odd(tmp_path):
+    files = {f"train/{i:02}.png": encoded((31, 40), seed=i) for i in range(23)}
+    files["train/23.png"] = encoded((8, 50), "JPEG")
+    reports, groups = checked(put(tmp_path, files), ["train"])
+    odd = [line for line in report_lines(reports, groups, []) if line.startswith("odd")]
+    assert odd[0] == "odd: train: 00.png: a side under 32 pixels"
+    assert len(odd) == 21
+    assert odd[20] == (
+        "odd: train: 24 in all: 24 a side under 32 pixels, 1 aspect ratio beyond 5:1, "
+        "1 ending .png, contents JPEG"
+    )
 
 
 def test_equal_files_are_found_across_splits(tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from jepa_jax.config import resolve
 from jepa_jax.data import pipeline
+from jepa_jax.data.facts import image_facts
 from jepa_jax.data.sources import array_source, open_source
 from jepa_jax.data.stream import make_stream
 from jepa_jax.errors import BadDataError, StoppedRunError, UserError
@@ -192,3 +193,11 @@ def test_a_file_that_is_no_image_stops_evaluation_and_is_named(damaged):
     config, source = damaged
     with pytest.raises(StoppedRunError, match=r"07\.png"):
         list(pipeline.eval_batches(config.data, source, index=np.arange(16), batch_size=4))
+
+
+def test_what_a_run_measures_of_its_images_and_draws_bears_a_bad_one_as_training_does(damaged):
+    config, source = damaged
+    assert image_facts(config.data).num_images == 16
+    asked = {"index": np.arange(16), "batch_size": 4, "replace_bad": True}
+    images = np.concatenate(list(pipeline.eval_batches(config.data, source, **asked)))
+    np.testing.assert_array_equal(images[:, 0, 0, 0], [*range(7), 8, *range(8, 16)])

@@ -65,7 +65,8 @@ class SplitReport:
 
     Attributes:
       images: number of all, the bad ones too.
-      bad, odd: name -> why.
+      bad: name -> why.
+      odd: name -> all that is unusual.
       formats: number of images by format, channels and bits, as "JPEG, gray".
       height, width: min, median, max, of the good ones.
       mean, std: of each channel, pixels in 0..1; each image counts alike.
@@ -74,7 +75,7 @@ class SplitReport:
 
     images: int
     bad: dict[str, str]
-    odd: dict[str, str]
+    odd: dict[str, list[str]]
     formats: dict[str, int]
     height: tuple[int, int, int]
     width: tuple[int, int, int]
@@ -99,11 +100,11 @@ def look_at(data: bytes, name: str | None, wanted: Pixels) -> Look:
     height, width = pixels.shape[:2]
     odd = []
     if max(height, width) > MOST_ASPECT * min(height, width):
-        odd.append(f"aspect ratio of {width}:{height}, beyond {MOST_ASPECT}:1")
+        odd.append(f"aspect ratio beyond {MOST_ASPECT}:1")
     if min(height, width) < LEAST_SIDE:
-        odd.append(f"a side of {min(height, width)} pixels, under {LEAST_SIDE}")
+        odd.append(f"a side under {LEAST_SIDE} pixels")
     if height * width > MOST_PIXELS:
-        odd.append(f"huge: {width} x {height} pixels")
+        odd.append(f"over {MOST_PIXELS // 10**6} million pixels")
     if header.orientation != 1:
         odd.append(f"turned by EXIF ({header.orientation})")
     kind = header.image.format or ""
@@ -202,7 +203,7 @@ def check(split: str, source: Source, duplicates: Duplicates) -> SplitReport:
     return SplitReport(
         images=n,
         bad={name_of(source, i): why for i, why in bad.items()},
-        odd={name_of(source, i): "; ".join(odd[i]) for i in sorted(odd)},
+        odd={name_of(source, i): odd[i] for i in sorted(odd)},
         formats=dict(kinds.most_common()),
         height=_range(sides[good, 0]),
         width=_range(sides[good, 1]),

@@ -1,11 +1,14 @@
 """What `check` found, in lines for people and in numbers for programs."""
 
+import collections
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jepa_jax.data.check import SplitReport
 
 _Groups = Sequence[Sequence[tuple[str, str]]]  # equal images: (split, name)
+_ODD, _KINDS = 20, 10  # images of each split that are named, and what is odd about all of them
 _CLASSES = 20  # more than these are not listed one by one
 
 
@@ -22,8 +25,12 @@ def report_lines(
         yield f"  config.data.mean = {report.mean}, config.data.std = {report.std}"
         yield from _class_lines(report.per_class)
     for split, report in reports.items():
-        for name, why in report.odd.items():
-            yield f"odd: {split}: {name}: {why}"
+        for name, why in itertools.islice(report.odd.items(), _ODD):
+            yield f"odd: {split}: {name}: {'; '.join(why)}"
+        if len(report.odd) > _ODD:
+            kinds = collections.Counter(why for whys in report.odd.values() for why in whys)
+            listed = ", ".join(f"{n} {why}" for why, n in kinds.most_common(_KINDS))
+            yield f"odd: {split}: {len(report.odd)} in all: {listed}"
     for group in groups:
         across = " (in different splits)" if _is_across(group) else ""
         yield f"the same{across}: {', '.join(f'{split}: {name}' for split, name in group)}"

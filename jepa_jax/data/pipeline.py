@@ -77,15 +77,23 @@ def first_problem(source: Source, index: np.ndarray) -> str | None:
 
 
 def eval_batches(
-    data: DataConfig, source: Source, *, index: np.ndarray, batch_size: int
+    data: DataConfig,
+    source: Source,
+    *,
+    index: np.ndarray,
+    batch_size: int,
+    replace_bad: bool = False,
 ) -> Iterator[np.ndarray]:
     """Centre-cropped images in the order of `index`.
+
+    Args:
+      replace_bad: the next good image takes a bad one's place, as in training.
 
     Yields:
       pixels [batch_size, H, W, C] of the source's type; the last one may be shorter.
 
     Raises:
-      StoppedRunError: an image is bad; the message names it, and none takes its place.
+      StoppedRunError: an image is bad, and is not replaced; the message names it.
     """
     per_call = calls_of(batch_size, source)
     aspect_ratio = data.image_size[1] / data.image_size[0]
@@ -107,6 +115,9 @@ def eval_batches(
             bad = asked[used != asked]
         except tf.errors.OpError as error:
             problem, bad = error.message, index[start : start + batch_size]
-        if problem or len(bad):
-            raise StoppedRunError(f"a bad image: {first_problem(source, bad) or problem}")
+        if problem or (len(bad) and not replace_bad):
+            named = first_problem(source, bad) or problem
+            raise StoppedRunError(
+                f"a bad image: {named}; python -m jepa_jax.data check finds all of them"
+            )
         yield images[: len(index) - start]

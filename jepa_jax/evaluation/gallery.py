@@ -45,7 +45,11 @@ def make_gallery(
     filled = np.resize(index, -(-len(index) // shares) * shares)
     images, problem = None, "another process can't read an image"
     try:
-        images = next(eval_batches(config.data, source, index=filled, batch_size=len(filled)))
+        images = next(
+            eval_batches(
+                config.data, source, index=filled, batch_size=len(filled), replace_bad=True
+            )
+        )
     except StoppedRunError as error:
         problem = str(error)
     read = multihost_utils.process_allgather(np.int32(images is not None))

@@ -46,7 +46,9 @@ def online_knn(
     filled = np.resize(index, -(-len(index) // shares) * shares)  # a short batch is shared too
 
     def accuracy(weights: Any) -> float:
-        batches = eval_batches(config.data, source, index=filled, batch_size=batch_size)
+        batches = eval_batches(  # the label of a bad image that is replaced stays: one in a hundred
+            config.data, source, index=filled, batch_size=batch_size, replace_bad=True
+        )
         features = pooled_features(pool, weights, batches)
         return knn_accuracy(
             LabelledFeatures(features[:references], labels[:references]),

@@ -29,7 +29,10 @@ def outlook(
     steps = config.epochs * steps_per_epoch
     unused = num_images - steps_per_epoch * config.batch_size
     facts = [_images(num_images, class_sizes)]
-    facts += [f"left out: {count:,} files, {why}" for why, count in left_out.items()]
+    facts += [
+        f"left out: {count:,} {'file' if count == 1 else 'files'}, {why}"
+        for why, count in left_out.items()
+    ]
     facts.append(
         f"{steps_per_epoch:,} steps of {config.batch_size} images an epoch"
         + (f" ({unused} images sit out, other ones each time)" if unused else "")
