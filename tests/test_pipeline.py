@@ -198,6 +198,8 @@ def test_a_file_that_is_no_image_stops_evaluation_and_is_named(damaged):
 def test_what_a_run_measures_of_its_images_and_draws_bears_a_bad_one_as_training_does(damaged):
     config, source = damaged
     assert image_facts(config.data).num_images == 16
-    asked = {"index": np.arange(16), "batch_size": 4, "replace_bad": True}
+    bad = []
+    asked = {"index": np.arange(16), "batch_size": 4, "bad": bad}
     images = np.concatenate(list(pipeline.eval_batches(config.data, source, **asked)))
     np.testing.assert_array_equal(images[:, 0, 0, 0], [*range(7), 8, *range(8, 16)])
+    assert bad == [7]

@@ -25,8 +25,8 @@ def report_lines(
         yield f"  config.data.mean = {report.mean}, config.data.std = {report.std}"
         yield from _class_lines(report.per_class)
     for split, report in reports.items():
-        for name, why in itertools.islice(report.odd.items(), _ODD):
-            yield f"odd: {split}: {name}: {'; '.join(why)}"
+        for name, whys in itertools.islice(report.odd.items(), _ODD):
+            yield f"odd: {split}: {name}: {'; '.join(whys)}"
         if len(report.odd) > _ODD:
             kinds = collections.Counter(why for whys in report.odd.values() for why in whys)
             listed = ", ".join(f"{n} {why}" for why, n in kinds.most_common(_KINDS))

@@ -82,18 +82,19 @@ def eval_batches(
     *,
     index: np.ndarray,
     batch_size: int,
-    replace_bad: bool = False,
+    bad: list[int] | None = None,
 ) -> Iterator[np.ndarray]:
     """Centre-cropped images in the order of `index`.
 
     Args:
-      replace_bad: the next good image takes a bad one's place, as in training.
+      bad: receives the examples whose images are bad; the next good images take their places, as in
+        training.
 
     Yields:
       pixels [batch_size, H, W, C] of the source's type; the last one may be shorter.
 
     Raises:
-      StoppedRunError: an image is bad, and is not replaced; the message names it.
+      StoppedRunError: an image is bad, and there is no list for it, or all are; it is named.
     """
     per_call = calls_of(batch_size, source)
     aspect_ratio = data.image_size[1] / data.image_size[0]
@@ -112,12 +113,14 @@ def eval_batches(
         problem, images = None, np.empty(0)
         try:
             images, used, asked = next(iterator)
-            bad = asked[used != asked]
+            found = asked[used != asked]
         except tf.errors.OpError as error:
-            problem, bad = error.message, index[start : start + batch_size]
-        if problem or (len(bad) and not replace_bad):
-            named = first_problem(source, bad) or problem
+            problem, found = error.message, index[start : start + batch_size]
+        if problem or (len(found) and bad is None):
+            named = first_problem(source, found) or problem
             raise StoppedRunError(
                 f"a bad image: {named}; python -m jepa_jax.data check finds all of them"
             )
+        if bad is not None:
+            bad += found.tolist()
         yield images[: len(index) - start]

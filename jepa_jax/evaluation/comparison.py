@@ -12,7 +12,7 @@ from jepa_jax.batch.pixels import normalize
 from jepa_jax.config import DataConfig, ProbeConfig
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import open_source
-from jepa_jax.errors import UserError
+from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.features import Pool, make_pool, pool_padded, raw_pixels
 from jepa_jax.evaluation.probes import LabelledFeatures, probe
 from jepa_jax.evaluation.reduction import WIDEST, reduce
@@ -53,6 +53,7 @@ def features_of(
 
     Raises:
       UserError: the data have no labels, or too few of them.
+      StoppedRunError: more images are bad than `data.bad_share`; up to there they are left out.
     """
     pool = make_pool(objective)
     train, test = (
@@ -87,14 +88,15 @@ def _extract(
             f"config.data.path = {data.path!r}: the {split} images have no labels, which a probe "
             "needs; sort them into one folder per class"
         )
-    n, start = source.num_examples, 0
+    n, start, bad = source.num_examples, 0, list[int]()
+    index = np.arange(n)
     shape = (n if pixels else 0, *data.image_size, source.channels)
     held = np.empty(shape, source.dtype)
     parts: dict[str, list[Any]] = {name: [] for name in encoders}
     _say(f"encoding {n:,} {split} images ...")
     # The bar on a terminal only: elsewhere it would be one long line.
     with tqdm.tqdm(total=n, unit="img", desc=f"{split} images", disable=None) as bar:
-        for images in eval_batches(data, source, index=np.arange(n), batch_size=batch_size):
+        for images in eval_batches(data, source, index=index, batch_size=batch_size, bad=bad):
             for name, weights in encoders.items():
                 parts[name].append(pool_padded(pool, weights, images, batch_size))
             if pixels:
@@ -105,7 +107,17 @@ def _extract(
     features = {name: np.concatenate(jax.device_get(part)) for name, part in parts.items()}
     if pixels:
         features["raw_pixels"] = raw_pixels(normalize(held, data.mean, data.std))
-    return {name: LabelledFeatures(array, source.labels) for name, array in features.items()}
+    good = ~np.isin(index, bad)
+    num_bad = n - int(good.sum())
+    if num_bad > data.bad_share * n:
+        raise StoppedRunError(
+            f"{num_bad} of {n} {split} images are bad, more than config.data.bad_share = "
+            f"{data.bad_share}"
+        )
+    if num_bad:
+        _say(f"left out: {num_bad} bad {split} images (python -m jepa_jax.data check names all)")
+    labels = source.labels[good]
+    return {name: LabelledFeatures(array[good], labels) for name, array in features.items()}
 
 
 def probe_each(

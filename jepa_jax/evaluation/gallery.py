@@ -46,9 +46,7 @@ def make_gallery(
     images, problem = None, "another process can't read an image"
     try:
         images = next(
-            eval_batches(
-                config.data, source, index=filled, batch_size=len(filled), replace_bad=True
-            )
+            eval_batches(config.data, source, index=filled, batch_size=len(filled), bad=[])
         )
     except StoppedRunError as error:
         problem = str(error)

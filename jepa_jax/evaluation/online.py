@@ -46,14 +46,16 @@ def online_knn(
     filled = np.resize(index, -(-len(index) // shares) * shares)  # a short batch is shared too
 
     def accuracy(weights: Any) -> float:
-        batches = eval_batches(  # the label of a bad image that is replaced stays: one in a hundred
-            config.data, source, index=filled, batch_size=batch_size, replace_bad=True
-        )
-        features = pooled_features(pool, weights, batches)
+        bad: list[int] = []
+        batches = eval_batches(config.data, source, index=filled, batch_size=batch_size, bad=bad)
+        features = pooled_features(pool, weights, batches)[: len(index)]
+        good = ~np.isin(index, bad)
+        known, asked = good.copy(), good.copy()
+        known[references:], asked[:references] = False, False
         return knn_accuracy(
-            LabelledFeatures(features[:references], labels[:references]),
-            LabelledFeatures(features[references : len(index)], labels[references:]),
-            neighbors=min(_NEIGHBORS, references),
+            LabelledFeatures(features[known], labels[known]),
+            LabelledFeatures(features[asked], labels[asked]),
+            neighbors=min(_NEIGHBORS, int(known.sum())),
         )
 
     return accuracy

@@ -118,27 +118,26 @@ def encoded_source(
 
     def load(index: tf.Tensor, crop: Crop, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
         def call(numbers: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            found: list[Header | BadImageError | OSError] = []
-            for number in numbers:
+            headers, problems = dict[int, Header](), dict[int, Exception]()
+            for i, number in enumerate(numbers):
                 try:
-                    found.append(read_header(read(int(number))))
+                    headers[i] = read_header(read(int(number)))
                 except (BadImageError, OSError) as error:
-                    found.append(error)
-            opened = [i for i, one in enumerate(found) if isinstance(one, Header)]
+                    problems[i] = error
             out = np.empty((len(numbers), *size, pixels.channels), pixels.dtype)
             used = numbers.astype(np.int64)
-            if opened:
-                headers = [found[i] for i in opened]
-                sizes = np.array([(header.height, header.width) for header in headers])
-                boxes = crop.boxes(draws[opened], *sizes.T)
-                for i, x in zip(opened, decode_crops(headers, boxes, size, pixels), strict=True):
-                    found[i] = x
-            for i, x in enumerate(found):
-                if isinstance(x, np.ndarray):
-                    out[i] = x
-                else:
-                    _complain(int(numbers[i]), str(x))
-                    out[i], used[i] = good(int(numbers[i]), draws[i], crop, size)
+            if headers:
+                sizes = np.array([(header.height, header.width) for header in headers.values()])
+                boxes = crop.boxes(draws[list(headers)], *sizes.T)
+                crops = decode_crops(list(headers.values()), boxes, size, pixels)
+                for i, x in zip(headers, crops, strict=True):
+                    if isinstance(x, BadImageError):
+                        problems[i] = x
+                    else:
+                        out[i] = x
+            for i, problem in problems.items():
+                _complain(int(numbers[i]), str(problem))
+                out[i], used[i] = good(int(numbers[i]), draws[i], crop, size)
             return out, used
 
         types = (tf.as_dtype(pixels.dtype), tf.int64)
