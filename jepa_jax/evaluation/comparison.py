@@ -52,7 +52,7 @@ def features_of(
       pixels: also give the images themselves, as "raw_pixels", or their principal components.
 
     Raises:
-      UserError: the data have no labels, or too few of them.
+      UserError: the data have no labels, or the training images only one.
     """
     pool = make_pool(objective)
     train, test = (
@@ -86,6 +86,13 @@ def _extract(
         raise UserError(
             f"config.data.path = {data.path!r}: the {split} images have no labels, which a probe "
             "needs; sort them into one folder per class"
+        )
+    classes = np.unique(source.labels)
+    if split == "train" and len(classes) < 2:
+        raise UserError(
+            f"config.data.path = {data.path!r}: all training images are of one class"
+            f"{', ' + source.class_names[classes[0]] if source.class_names else ''}; a probe needs "
+            "at least two"
         )
     n, start = source.num_examples, 0
     shape = (n if pixels else 0, *data.image_size, source.channels)
