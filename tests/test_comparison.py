@@ -154,9 +154,7 @@ def test_training_images_of_one_class_are_no_data_for_a_probe(monkeypatch, tiny)
     source = array_source(pixels, np.full(12, 1), ("ant", "bee"), (28, 28))
     monkeypatch.setattr(comparison, "open_source", lambda data, split: source)
     monkeypatch.setattr(comparison, "eval_batches", None)
-    with pytest.raises(
-        UserError, match=r"all training images are of one class, bee; a probe needs"
-    ):
+    with pytest.raises(UserError, match=r"all training images are of one class, bee;"):
         features_of(config.data, make_objective(config), {}, batch_size=8, pixels=True)
 
 

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from jepa_jax.config import Config
+from jepa_jax.data.facts import good_examples
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import Source
+from jepa_jax.errors import StoppedRunError
 from jepa_jax.evaluation.features import make_pool, pooled_features
 from jepa_jax.evaluation.probes import LabelledFeatures, knn_accuracy
 from jepa_jax.objectives.objective import Objective
@@ -38,19 +40,27 @@ def online_knn(
     index = np.random.default_rng(config.seed).permutation(source.num_examples)
     queries = min(max(source.num_examples // 5, 1), _QUERIES)
     index = index[: queries + _REFERENCES]
-    references = len(index) - queries
-    labels, mesh = source.labels[index], make_mesh(config.mesh)
+    labels, mesh = source.labels, make_mesh(config.mesh)
     pool = make_pool(objective, mesh)
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = max(256 // shares, 1) * shares
-    filled = np.resize(index, -(-len(index) // shares) * shares)  # a short batch is shared too
+
+    def encode(weights: Any, index: np.ndarray) -> np.ndarray:
+        filled = np.resize(index, -(-len(index) // shares) * shares)  # a short batch is shared too
+        batches = eval_batches(config.data, source, index=filled, batch_size=batch_size)
+        return pooled_features(pool, weights, batches)[: len(index)]
 
     def accuracy(weights: Any) -> float:
-        batches = eval_batches(config.data, source, index=filled, batch_size=batch_size)
-        features = pooled_features(pool, weights, batches)
+        nonlocal index
+        try:
+            features = encode(weights, index)
+        except StoppedRunError:  # a bad image, which training replaces
+            index = good_examples(source, index)
+            features = encode(weights, index)
+        references = max(len(index) - queries, 1)
         return knn_accuracy(
-            LabelledFeatures(features[:references], labels[:references]),
-            LabelledFeatures(features[references : len(index)], labels[references:]),
+            LabelledFeatures(features[:references], labels[index[:references]]),
+            LabelledFeatures(features[references:], labels[index[references:]]),
             neighbors=min(_NEIGHBORS, references),
         )
 

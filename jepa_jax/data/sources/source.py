@@ -240,7 +240,7 @@ def array_source(
             )
             x = tf.ensure_shape(x, [n, *size, have])
         if have < channels:
-            x = tf.repeat(x, channels, axis=-1)
+            x = tf.gather(x, [0] * channels, axis=-1)  # tf.repeat has no uint16
         return x, index
 
     return Source(
