@@ -1,8 +1,9 @@
-"""Where images come from: bundled ones, folders, shards, TensorFlow Datasets."""
+"""Where images come from: bundled ones, folders, shards, arrays, TensorFlow Datasets."""
 
 from typing import Literal
 
 from jepa_jax.config import DataConfig
+from jepa_jax.data.sources.arrays import open_numpy
 from jepa_jax.data.sources.bundled import open_fashion_mnist
 from jepa_jax.data.sources.folder import open_folder
 from jepa_jax.data.sources.shards import open_shards
@@ -16,6 +17,7 @@ _OPEN = {
     "cluttered_fashion_mnist": open_fashion_mnist,
     "folder": open_folder,
     "shards": open_shards,
+    "numpy": open_numpy,
     "tfds": open_tfds,
 }
 
