@@ -1,4 +1,4 @@
-"""Where images come from: bundled ones, folders, shards, arrays, TensorFlow Datasets."""
+"""Where images come from: bundled ones, folders, shards, arrays, TensorFlow Datasets, made."""
 
 from typing import Literal
 
@@ -8,6 +8,7 @@ from jepa_jax.data.sources.bundled import open_fashion_mnist
 from jepa_jax.data.sources.folder import open_folder
 from jepa_jax.data.sources.shards import open_shards
 from jepa_jax.data.sources.source import Source, array_source, encoded_source
+from jepa_jax.data.sources.synthetic import open_synthetic
 from jepa_jax.data.sources.tfds import open_tfds
 
 __all__ = ["Source", "array_source", "encoded_source", "open_source"]
@@ -19,6 +20,7 @@ _OPEN = {
     "shards": open_shards,
     "numpy": open_numpy,
     "tfds": open_tfds,
+    "synthetic": open_synthetic,
 }
 
 

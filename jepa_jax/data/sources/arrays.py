@@ -109,8 +109,8 @@ def _load(path: pathlib.Path, name: str, what: Literal["images", "labels"]) -> n
                         f"config.data.path = '{path}': {member} is too large to be held; save it "
                         f"with numpy.save as {name}.npy in a folder, and give that"
                     )
-                with archive.open(member) as file:
-                    return np.lib.format.read_array(file, allow_pickle=False)
+                with archive.open(member) as stream:
+                    return np.lib.format.read_array(stream, allow_pickle=False)
         file = path / (f"{name}.npy" if what == "images" else f"{name}_labels.npy")
         if path.is_dir() and not file.is_file():
             return None
