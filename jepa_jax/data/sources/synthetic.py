@@ -102,6 +102,8 @@ def _stripes(
     b = (waves * np.sin(angle))[:, None] * x
     rows = np.stack([np.sin(a), np.cos(a)], axis=-1).astype(np.float32)  # [n, H, 2]
     columns = np.stack([np.cos(b), np.sin(b)], axis=1).astype(np.float32)  # [n, 2, W]
-    share = (0.5 + 0.5 * rows @ columns)[..., None]  # [n, H, W, 1]
-    first, second = np.split((255 * u[:, None, None, 2:]).astype(np.float32), 2, axis=-1)
-    return (first + share * (second - first)).astype(np.uint8)
+    levels = (127.5 + 127.5 * rows @ columns).astype(np.uint8)  # [n, H, W]
+    first, second = np.split(255 * u[:, None, 2:], 2, axis=-1)  # [n, 1, C]
+    palettes = first + np.linspace(0, 1, 256)[:, None] * (second - first)  # [n, 256, C]
+    pairs = zip(palettes.astype(np.uint8), levels, strict=True)
+    return np.stack([np.take(palette, level, axis=0) for palette, level in pairs])
