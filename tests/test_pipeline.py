@@ -192,3 +192,24 @@ def test_a_file_that_is_no_image_stops_evaluation_and_is_named(damaged):
     config, source = damaged
     with pytest.raises(StoppedRunError, match=r"07\.png"):
         list(pipeline.eval_batches(config.data, source, index=np.arange(16), batch_size=4))
+
+
+def test_a_late_start_reads_no_more_images_than_its_own_batches(config):
+    read = []
+
+    def load(index, crop, size):
+        def note(numbers):
+            read.extend(numbers.tolist())
+            return np.zeros((len(numbers), *size, 3), np.uint8)
+
+        x = tf.numpy_function(note, [index], tf.uint8, stateful=False)
+        return tf.ensure_shape(x, [index.shape[0], *size, 3]), index
+
+    count = 1_281_167
+    images = array_source(np.zeros((1, 28, 28, 3), np.uint8), None, (), (28, 28))
+    large = dataclasses.replace(images, num_examples=count, load=load, images_per_call=8)
+    start = 5_000_000
+    (batch,) = batches(config, large, start, start + 1)
+    assert sorted(read) == sorted(batch["example_index"])
+    assert len(set(read)) == 16
+    assert max(read) < count
