@@ -37,6 +37,7 @@ from jepa_jax.planning.chips import CHIPS
 from jepa_jax.planning.needs import plan, table, topology_devices, virtual_devices
 from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
+from jepa_jax.training.full_disk import full_disk_in_one_line
 from jepa_jax.training.loop import train
 from jepa_jax.training.outlook import outlook
 from jepa_jax.training.processes import check_agreement, check_same_data, check_shared, join, leave
@@ -88,16 +89,17 @@ def pretrain(
             initialize = starting_from(weights, config, objective)
         else:
             log.info("--init: the run in %s has begun, and goes on from its own weights", workdir)
-    return train(
-        config,
-        workdir,
-        objective=objective,
-        stream=stream,
-        knn_accuracy=knn,
-        draw=make_gallery(config, objective, source, stream, workdir),
-        initialize=initialize,
-        accept_changed_data=accept_changed_data,
-    )
+    with full_disk_in_one_line(workdir):
+        return train(
+            config,
+            workdir,
+            objective=objective,
+            stream=stream,
+            knn_accuracy=knn,
+            draw=make_gallery(config, objective, source, stream, workdir),
+            initialize=initialize,
+            accept_changed_data=accept_changed_data,
+        )
 
 
 def read_configuration(

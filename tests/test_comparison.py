@@ -14,6 +14,7 @@ from jepa_jax.config import resolve, resolve_probe
 from jepa_jax.config.files import load_config
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import array_source
+from jepa_jax.errors import UserError
 from jepa_jax.evaluation import comparison, probes, reduction
 from jepa_jax.evaluation.comparison import Representation, features_of, probe_each
 from jepa_jax.evaluation.probes import LabelledFeatures, probe
@@ -144,6 +145,17 @@ def test_images_are_read_once_and_only_wide_pixels_reduced(monkeypatch, tiny, ch
         np.testing.assert_allclose(found["raw_pixels"].test.features, expected, atol=1e-4)
     without = features_of(config.data, objective, encoders, batch_size=8, pixels=False)
     assert list(without) == ["a", "b"]
+
+
+def test_training_images_of_one_class_are_no_data_for_a_probe(monkeypatch, tiny):
+    """Of either protocol; told before any image is encoded."""
+    config = resolve(tiny)
+    pixels = np.zeros((12, 28, 28, 3), np.uint8)
+    source = array_source(pixels, np.full(12, 1), ("ant", "bee"), (28, 28))
+    monkeypatch.setattr(comparison, "open_source", lambda data, split: source)
+    monkeypatch.setattr(comparison, "eval_batches", None)
+    with pytest.raises(UserError, match=r"all training images are of one class, bee;"):
+        features_of(config.data, make_objective(config), {}, batch_size=8, pixels=True)
 
 
 def test_each_probe_says_what_it_is_at_and_how_long_it_took(monkeypatch, capsys):

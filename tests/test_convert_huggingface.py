@@ -11,14 +11,16 @@ import pytest
 import safetensors.numpy
 from conftest import REPOSITORY
 
+from jepa_jax.config import resolve
 from jepa_jax.config.files import load_config
 from jepa_jax.convert import hf_to_orbax, orbax_to_hf, orbax_to_official
 from jepa_jax.encoder import load_encoder
 from jepa_jax.errors import UserError
-from jepa_jax.interop import huggingface
+from jepa_jax.interop import converted, huggingface
 from jepa_jax.interop.converted import read_source
 from jepa_jax.interop.names import HUGGINGFACE_5, PUBLISHED, encoder_tensors
 from jepa_jax.models.positions import sincos_positions
+from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
 
 BASE = load_config(str(REPOSITORY / "configs" / "in1k_vith14_ep300.py"), [])
@@ -165,6 +167,25 @@ def test_ours_there_and_back_is_bit_for_bit_the_tower_that_was_asked_for(small, 
     assert read_source(checkpoint.find(tmp_path / "back"))["network"] == network
 
 
+@pytest.mark.parametrize("size", [(64, 16), (16, 64)])
+def test_a_grid_that_is_no_square_comes_back_as_it_was(tiny, tmp_path, size):
+    """Its 16 patches would also fill a square."""
+    tiny.data.image_size, tiny.model.patch_size = size, 8
+    config = resolve(tiny)
+    params = jax.device_get(jax.jit(make_objective(config).init)(jax.random.key(0)))
+    items = [("params", params), ("target_encoder", params["encoder"])]
+    converted.write(tmp_path / "ours", items, config=config, source={})
+    orbax_to_hf(tmp_path / "ours", tmp_path / "hf", network="target_encoder")
+    to_orbax(tmp_path / "hf", tmp_path / "back", num_heads=2)
+    images = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    expected = features(tmp_path / "ours", images, "target_encoder")
+    for name in ("back", "hf"):
+        encode, params = load_encoder(tmp_path / name)
+        assert encode.config.data.image_size == size
+        assert encode.config.model.positions == "sincos"
+        np.testing.assert_array_equal(jax.jit(encode)(params, images), expected)
+
+
 def test_shards_are_written_and_read(small, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface, "_SHARD_BYTES", 6000)
     orbax_to_hf(small.folder, tmp_path / "hf", network="target_encoder")
@@ -267,6 +288,9 @@ def plain_vit(w, images, *, p, heads):
         (lambda t, c: c.update(qkv_bias=False), r"qkv_bias = False: must be True"),
         (lambda t, c: c.update(num_attention_heads=3), r"num_heads = 3: must divide"),
         (lambda t, c: c.update(layer_norm_eps=0.0), r"layer_norm_eps = 0.0: must lie between"),
+        (lambda t, c: c.update(image_size="28"), r"image_size = '28': must be one or two whole"),
+        (lambda t, c: c.update(image_size=[28, 0]), r"image_size = \[28, 0\]: must be one or two"),
+        (lambda t, c: c.update(image_size=[28, 14]), r"16 positions: must be those of .* 28 x 14"),
     ],
 )
 def test_what_does_not_fit_is_named_and_refused(small, tmp_path, change, message):

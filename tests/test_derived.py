@@ -9,7 +9,7 @@ from jepa_jax.config import resolve
 from jepa_jax.config.derived import ImageFacts
 from jepa_jax.config.files import load_config
 from jepa_jax.data.facts import image_facts
-from jepa_jax.errors import UserError
+from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.train import read_configuration
 
 FACTS = ImageFacts(3000, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
@@ -123,3 +123,12 @@ def test_mean_and_deviation_are_those_of_the_pixels(tmp_path):
     np.testing.assert_allclose(config.data.mean, (colours / 255).mean(0), atol=1e-4)
     np.testing.assert_allclose(config.data.std, (colours / 255).std(0), atol=1e-4)
     assert image_facts(config.data).num_images == 12
+    # A bad image, which training replaces, is left out of the mean.
+    (tmp_path / "train" / "3.png").write_bytes(b"no image")
+    facts = image_facts(config.data)
+    assert facts.num_images == 12
+    np.testing.assert_allclose(facts.mean, np.delete(colours, 3, 0).mean(0) / 255, atol=1e-4)
+    for path in (tmp_path / "train").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(StoppedRunError, match=r"a bad image: .*: empty"):
+        image_facts(config.data)

@@ -97,3 +97,52 @@ def test_a_damaged_image_of_sixteen_bits_does_not_stop_the_opening(tmp_path):
     assert source.dtype == np.uint16
     assert source.problem(1) == "damaged"
     np.testing.assert_array_equal(load(source, [1])[0], wide)
+
+
+def test_classes_are_the_same_in_either_form_of_unicode(tmp_path):
+    composed, taken_apart = "caf\u00e9", "cafe\u0301"
+    put(tmp_path, "train/ant/1.png", f"train/{composed}/1.png", f"test/{taken_apart}/1.png")
+    source = opened(tmp_path, "test")
+    assert source.labels.tolist() == [1]
+    assert source.class_names == ("ant", composed)
+    put(tmp_path, f"train/{taken_apart}/2.png")
+    with pytest.raises(UserError, match=r"two folders in .* are called caf\u00e9, .* join them"):
+        opened(tmp_path)
+
+
+def test_images_that_lie_too_deep_are_counted(tmp_path):
+    put(tmp_path, "train/birds/ant/1.png", "train/birds/bee/2.png", "train/birds/.x/3.png")
+    with pytest.raises(UserError, match=r"no images in .* or its sub-folders, but 2 further down"):
+        opened(tmp_path)
+    put(tmp_path, "train/cat/1.png", "train/cat/old/2.JPG")
+    (tmp_path / "train" / "cat" / "loop").symlink_to(tmp_path / "train")
+    source = opened(tmp_path)
+    assert source.class_names == ("cat",)
+    assert source.left_out == {
+        "images in sub-folders of sub-folders": 3,
+        "in sub-folders that have no images": 1,
+        "hidden": 1,
+    }
+
+
+def test_contents_count_and_not_the_ending(tmp_path):
+    put(tmp_path, "train/1.jpg", value=70)
+    put(tmp_path, "train/2.PNG", kind="JPEG", value=70)
+    (tmp_path / "train" / "3.jpg").write_bytes(b"<!DOCTYPE html><html>404</html>")
+    source = opened(tmp_path)
+    np.testing.assert_allclose(load(source, [0, 1]), 70, atol=2)
+    assert [source.problem(i) is None for i in range(3)] == [True, True, False]
+
+
+def test_files_with_the_same_bytes_are_images_of_their_own(tmp_path):
+    put(tmp_path, "train/a/1.png", "train/a/2.png", "train/b/1.png")
+    source = opened(tmp_path)
+    assert source.num_examples == 3
+    assert len({source.describe(i) for i in range(3)}) == 3
+
+
+def test_a_file_that_is_gone_is_a_bad_image(tmp_path):
+    put(tmp_path, "train/1.png", "train/2.png")
+    source = opened(tmp_path)
+    (tmp_path / "train" / "2.png").unlink()
+    assert "No such file" in source.problem(1)

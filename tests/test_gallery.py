@@ -1,13 +1,15 @@
 """What a run draws of itself, and its k-NN between training images."""
 
+import dataclasses
 import logging
 
 import numpy as np
 import pytest
 from conftest import stream_of
+from PIL import Image
 
 from jepa_jax.config import resolve
-from jepa_jax.data.sources import array_source
+from jepa_jax.data.sources import array_source, open_source
 from jepa_jax.evaluation import gallery
 from jepa_jax.evaluation.gallery import make_gallery
 from jepa_jax.evaluation.online import online_knn
@@ -103,6 +105,25 @@ def test_online_knn_works_on_few_images(config, number):
     queries = number // 5
     assert value * queries == pytest.approx(round(value * queries))  # of that many
     assert 0.0 <= value <= 1.0
+
+
+def test_online_knn_leaves_out_bad_images_which_do_not_stop_the_run(config, tmp_path):
+    rng = np.random.default_rng(0)
+    for split, kept in (("train", range(20)), ("good", [i for i in range(20) if i not in (3, 11)])):
+        for i in kept:
+            path = tmp_path / split / "ab"[i % 2] / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shade = 30 + 200 * (i % 2)
+            pixels = np.full((28, 28, 3), shade, np.uint8) + rng.integers(0, 9, 3, np.uint8)
+            Image.fromarray(pixels).save(path)
+    for i in (3, 11):
+        (tmp_path / "train" / "b" / f"{i:02}.png").write_bytes(b"no image")
+    data = dataclasses.replace(config.data, source="folder", path=str(tmp_path))
+    config = dataclasses.replace(config, data=data)
+    objective = make_objective(config)
+    knn = online_knn(config, objective, open_source(data, "train"))
+    weights = initial_encoder(objective, 0)
+    assert knn(weights) == knn(weights) == 1.0  # black and white: their labels stay with them
 
 
 def test_without_two_classes_there_is_no_online_knn_and_the_log_says_so(config, caplog):

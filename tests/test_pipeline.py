@@ -203,3 +203,24 @@ def test_what_a_run_measures_of_its_images_and_draws_bears_a_bad_one_as_training
     images = np.concatenate(list(pipeline.eval_batches(config.data, source, **asked)))
     np.testing.assert_array_equal(images[:, 0, 0, 0], [*range(7), 8, *range(8, 16)])
     assert bad == [7]
+
+
+def test_a_late_start_reads_no_more_images_than_its_own_batches(config):
+    read = []
+
+    def load(index, crop, size):
+        def note(numbers):
+            read.extend(numbers.tolist())
+            return np.zeros((len(numbers), *size, 3), np.uint8)
+
+        x = tf.numpy_function(note, [index], tf.uint8, stateful=False)
+        return tf.ensure_shape(x, [index.shape[0], *size, 3]), index
+
+    count = 1_281_167
+    images = array_source(np.zeros((1, 28, 28, 3), np.uint8), None, (), (28, 28))
+    large = dataclasses.replace(images, num_examples=count, load=load, images_per_call=8)
+    start = 5_000_000
+    (batch,) = batches(config, large, start, start + 1)
+    assert sorted(read) == sorted(batch["example_index"])
+    assert len(set(read)) == 16
+    assert max(read) < count

@@ -121,6 +121,17 @@ def test_channels_that_the_images_do_not_have_are_refused():
             array_source(gray, None, (), (8, 8), channels=channels)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (4, 4)])
+def test_gray_of_sixteen_bits_becomes_three_equal_channels(size):
+    gray = np.random.default_rng(0).integers(0, 65536, (2, 8, 8, 1), np.uint16)
+    x = load(array_source(gray, None, (), size), range(2), size=size)
+    assert x.shape == (2, *size, 3)
+    assert x.dtype == np.uint16
+    np.testing.assert_array_equal(x, x[..., :1].repeat(3, axis=-1))
+    if size == (8, 8):
+        np.testing.assert_array_equal(x[..., :1], gray)
+
+
 def test_making_images_smaller_is_antialiased():
     """Stripes of one pixel become grey, not a Moiré pattern."""
     stripes = np.zeros((1, 64, 64, 1), np.uint8)

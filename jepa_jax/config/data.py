@@ -8,11 +8,20 @@ from jepa_jax.config.schema import AboveZero, Positive, Ratio, Scale, Share, Sha
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    source: Literal["fashion_mnist", "cluttered_fashion_mnist", "tfds", "folder", "shards"]
-    # folder, shards (see docs/data.md): the path; tfds: the data set's name; the others are bundled
+    source: Literal[
+        "fashion_mnist",
+        "cluttered_fashion_mnist",
+        "folder",
+        "shards",
+        "numpy",
+        "tfds",
+        "synthetic",
+    ]
+    # folder, shards, numpy (see docs/data.md): the path; tfds: the data set's name; synthetic: how
+    # many images; the others are bundled
     path: str | None = None
     tfds_dir: str | None = None  # tfds: where data sets are prepared; None: where TFDS looks
-    # folder, shards: a sub-folder, None for the folder itself; tfds: a split; bundled: "train" ...
+    # folder, shards: a sub-folder, None for the folder itself; tfds: a split; others: "train" ...
     train_split: str | None = "train"
     test_split: str | None = "test"  # ... or "test"; read by the probes only
     image_size: tuple[Positive, Positive]  # height, width in pixels, after cropping and resizing

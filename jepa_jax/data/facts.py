@@ -24,8 +24,11 @@ def image_facts(data: DataConfig) -> ImageFacts:
     index = np.linspace(0, source.num_examples - 1, min(source.num_examples, _IMAGES)).astype(int)
     total, squares, count = np.zeros(source.channels), np.zeros(source.channels), 0
     none = (0.0,) * source.channels, (1.0,) * source.channels
-    for images in eval_batches(data, source, index=index, batch_size=50, bad=[]):  # [b, H, W, C]
-        pixels = normalize(images, *none).reshape(-1, source.channels).astype(np.float64)
+    bad, start = list[int](), 0
+    for images in eval_batches(data, source, index=index, batch_size=50, bad=bad):  # [b, H, W, C]
+        good = ~np.isin(index[start : start + len(images)], bad)
+        start += len(images)
+        pixels = normalize(images[good], *none).reshape(-1, source.channels).astype(np.float64)
         total, squares = total + pixels.sum(0), squares + (pixels**2).sum(0)
         count += len(pixels)
     mean = total / count

@@ -52,7 +52,7 @@ def features_of(
       pixels: also give the images themselves, as "raw_pixels", or their principal components.
 
     Raises:
-      UserError: the data have no labels, or too few of them.
+      UserError: the data have no labels, or the training images only one.
       StoppedRunError: more images are bad than `data.bad_share`; up to there they are left out.
     """
     pool = make_pool(objective)
@@ -87,6 +87,13 @@ def _extract(
         raise UserError(
             f"config.data.path = {data.path!r}: the {split} images have no labels, which a probe "
             "needs; sort them into one folder per class"
+        )
+    classes = np.unique(source.labels)
+    if split == "train" and len(classes) < 2:
+        raise UserError(
+            f"config.data.path = {data.path!r}: all training images are of one class"
+            f"{', ' + source.class_names[classes[0]] if source.class_names else ''}; a probe needs "
+            "at least two"
         )
     n, start, bad = source.num_examples, 0, list[int]()
     index = np.arange(n)

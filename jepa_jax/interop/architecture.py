@@ -22,6 +22,7 @@ def infer_config(
     num_heads: int | None = None,
     base_is_given: bool = False,
     learned_positions: bool = False,
+    image_size: tuple[int, int] | None = None,
 ) -> Config:
     """A configuration with the architecture of the tensors, and all else from `base`.
 
@@ -31,6 +32,8 @@ def infer_config(
       num_heads: of both networks, which no shape tells. If None: base's, where the user chose that
         file and its width is the same, or else those of the published model of this width.
       base_is_given: the user chose the file.
+      image_size: height and width, if the model says; None: base's, where the user chose that file
+        and it has as many patches, or else a square.
 
     Raises:
       UserError: these are no tensors of a vision transformer, the heads are unknown, or base is of
@@ -47,7 +50,7 @@ def infer_config(
             "channels and square patches"
         )
     num_patches = shape_of(encoder, style.pos_embed, 3)[1]
-    _set_resolution(config, p, num_patches, style, keep=base_is_given)
+    _set_resolution(config, p, num_patches, style, keep=base_is_given, said=image_size)
     same_width = base_is_given and config["model"]["embed_dim"] == dim
     heads = num_heads or (config["model"]["num_heads"] if same_width else known_heads(dim))
     config["model"] |= {
@@ -85,21 +88,33 @@ def shape_of(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:
 
 
 def _set_resolution(
-    config: dict[str, Any], patch_size: int, num_patches: int, style: Style, *, keep: bool
+    config: dict[str, Any],
+    patch_size: int,
+    num_patches: int,
+    style: Style,
+    *,
+    keep: bool,
+    said: tuple[int, int] | None,
 ) -> None:
     """The image size that gives so many patches, and the same share of them for the context."""
     height, width = config["data"]["image_size"]
     old_patch_size = config["model"]["patch_size"]
     old_patches = (height // old_patch_size) * (width // old_patch_size)
-    if keep and (height // patch_size) * (width // patch_size) == num_patches:
+    if said is not None:
+        if (said[0] // patch_size) * (said[1] // patch_size) != num_patches:
+            raise UserError(
+                f"{style.pos_embed} has {num_patches} positions: must be those of an image_size of "
+                f"{said[0]} x {said[1]} in patches of {patch_size}"
+            )
+    elif keep and (height // patch_size) * (width // patch_size) == num_patches:
         return
     side = math.isqrt(num_patches)
-    if side * side != num_patches:
+    if said is None and side * side != num_patches:
         raise UserError(
             f"{style.pos_embed} has {num_patches} positions, which fill no square: give --config, "
             "with the data.image_size that the model was trained at"
         )
-    config["data"]["image_size"] = (side * patch_size, side * patch_size)
+    config["data"]["image_size"] = said or (side * patch_size, side * patch_size)
     masks = config["objective"]["masks"]
     tokens = masks["context_tokens"] * num_patches / max(old_patches, 1)
     masks["context_tokens"] = max(round(tokens), 1)

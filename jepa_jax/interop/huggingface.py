@@ -93,11 +93,17 @@ def open_huggingface(
     for name in given.shapes:
         if name.endswith("cls_token"):
             raise UserError(f"{path}: {name}: has a class token, which is not supported here")
-    heads, eps = None, LAYER_NORM_EPS
+    heads, eps, image_size = None, LAYER_NORM_EPS, None
     if style is not PUBLISHED:
+        image_size = _image_size(path, settings)
         heads, eps = check_settings(path, settings, model_type="ijepa", usual_eps=LAYER_NORM_EPS)
     config = infer_config(
-        base, given.shapes, style, num_heads=num_heads or heads, base_is_given=base_is_given
+        base,
+        given.shapes,
+        style,
+        num_heads=num_heads or heads,
+        base_is_given=base_is_given,
+        image_size=image_size,
     )
     config = _with(config, positions="learned", layer_norm_eps=eps)
     lines = check_names(given, encoder_tensors(config, style), allow_partial=allow_partial)
@@ -279,6 +285,23 @@ def check_settings(
     if not isinstance(eps, float) or not 0 < eps < 1:
         raise UserError(f"{path / CONFIG}: layer_norm_eps = {eps!r}: must lie between 0 and 1")
     return heads, eps
+
+
+def _image_size(path: pathlib.Path, settings: dict[str, Any]) -> tuple[int, int] | None:
+    """Height and width in a config.json; None if it does not say."""
+    said = settings.get("image_size")
+    if said is None:
+        return None
+    sides = [said, said] if isinstance(said, int) else said
+    if (
+        not isinstance(sides, list)
+        or [type(side) for side in sides] != [int, int]
+        or min(sides) < 1
+    ):
+        raise UserError(
+            f"{path / CONFIG}: image_size = {said!r}: must be one or two whole numbers above 0"
+        )
+    return sides[0], sides[1]
 
 
 def _with(config: Config, **model: Any) -> Config:

@@ -1,6 +1,7 @@
 """The training loop: restore, then step after step, with what is periodic visibly periodic."""
 
 import collections
+import contextlib
 import itertools
 import logging
 import math
@@ -189,14 +190,15 @@ def train(
             raise StoppedRunError(f"step {step}: {describe_nan(error)}") from error
         finally:
             step_for.cancel()
-            manager.wait_until_finished()
-            manager.close()
-            if writer is not None:
-                writer.close()
             progress.close()
             for name, count in counts.items():
                 if count:
                     log.warning("%d examples: %s", count, stream.counted[name])
+            with contextlib.ExitStack() as closing:  # each, whatever goes wrong with the others
+                if writer is not None:
+                    closing.callback(writer.close)
+                closing.callback(manager.close)
+                closing.callback(manager.wait_until_finished)
     return {"step": end_step, "loss": loss}
 
 

@@ -1,12 +1,14 @@
-"""Where images come from: bundled ones, folders, shards, TensorFlow Datasets."""
+"""Where images come from: bundled ones, folders, shards, arrays, TensorFlow Datasets, made."""
 
 from typing import Literal
 
 from jepa_jax.config import DataConfig
+from jepa_jax.data.sources.arrays import open_numpy
 from jepa_jax.data.sources.bundled import open_fashion_mnist
 from jepa_jax.data.sources.folder import open_folder
 from jepa_jax.data.sources.shards import open_shards
 from jepa_jax.data.sources.source import Source, array_source, encoded_source
+from jepa_jax.data.sources.synthetic import open_synthetic
 from jepa_jax.data.sources.tfds import open_tfds
 
 __all__ = ["Source", "array_source", "encoded_source", "open_source"]
@@ -16,7 +18,9 @@ _OPEN = {
     "cluttered_fashion_mnist": open_fashion_mnist,
     "folder": open_folder,
     "shards": open_shards,
+    "numpy": open_numpy,
     "tfds": open_tfds,
+    "synthetic": open_synthetic,
 }
 
 

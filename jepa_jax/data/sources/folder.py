@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from typing import Literal
@@ -17,6 +18,7 @@ from jepa_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+_DEEPER = "images in sub-folders of sub-folders"
 _LOOKED_AT = 32  # files whose headers tell of how many channels and bits the images are
 
 
@@ -49,8 +51,9 @@ def open_folder(data: DataConfig, split: Literal["train", "test"]) -> Source:
         counts = [len(of_class) for of_class in of_classes.values()]
         labels = np.repeat([number[name] for name in of_classes], counts)
     if not files:
+        deeper = f", but {left_out[_DEEPER]} further down" if left_out[_DEEPER] else ""
         raise UserError(
-            f"{field}: no images in {root} or its sub-folders; "
+            f"{field}: no images in {root} or its sub-folders{deeper}; "
             f"they are known by their endings: {', '.join(IMAGE_SUFFIXES)}"
         )
 
@@ -76,7 +79,8 @@ def scan_classes(
     """Images in a folder itself; why -> how many files are left out; class -> images.
 
     Raises:
-      UserError: there are images in the folder itself, and in sub-folders.
+      UserError: there are images in the folder itself, and in sub-folders; or two of these have
+        the same name.
     """
     files, left_out = _scan(root)
     of_classes = {}
@@ -84,8 +88,15 @@ def scan_classes(
         if _holds(entry.is_dir) and not _is_hidden(entry.name):
             of_class, others = _scan(pathlib.Path(entry.path))
             left_out += others
+            left_out[_DEEPER] += _images_deeper(entry.path)
+            name = unicodedata.normalize("NFC", entry.name)  # macOS may write another form
+            if name in of_classes and of_class:
+                raise UserError(
+                    f"{field}: two folders in {root} are called {printable(name)}, written with "
+                    "different code points (Unicode's forms NFC and NFD); join them"
+                )
             if of_class:
-                of_classes[entry.name] = of_class
+                of_classes[name] = of_class
             else:
                 left_out["in sub-folders that have no images"] += 1
     if files and of_classes:
@@ -94,7 +105,17 @@ def scan_classes(
             f"{sum(map(len, of_classes.values()))} in its sub-folders {', '.join(of_classes)}; "
             "move the ones or the others elsewhere"
         )
-    return files, left_out, of_classes
+    return files, +left_out, of_classes
+
+
+def _images_deeper(folder: str) -> int:
+    """Images in the folders of a class's folder; links to folders are not followed."""
+    return sum(
+        name.lower().endswith(IMAGE_SUFFIXES) and not _is_hidden(name)
+        for root, _, names in os.walk(folder)
+        if root != folder and not any(map(_is_hidden, os.path.relpath(root, folder).split(os.sep)))
+        for name in names
+    )
 
 
 def _training_classes(root: pathlib.Path, of_test: tuple[str, ...], field: str) -> tuple[str, ...]:

@@ -177,12 +177,14 @@ def array_source(
     *,
     channels: int = 3,
     interpolation: Interpolation = "bilinear",
+    held: bool = True,
 ) -> Source:
     """Images in memory: uint8 or uint16 [n, H, W, C]; of one channel, gray.
 
     Args:
       image_size: that crops are resized to: whole batches at once where that enlarges, bilinearly.
       channels: as `DataConfig.channels`.
+      held: False: the array is a file, of which only the crops that are needed are to be read.
 
     Raises:
       UserError: they have other channels than the configuration.
@@ -194,7 +196,7 @@ def array_source(
             f"config.data.mean: has {channels} values, and the images have {have} channels; set "
             "mean and std of each, or None to measure them"
         )
-    held = tf.constant(images)
+    in_memory = tf.constant(images) if held else None
     most = np.iinfo(images.dtype).max
 
     def load_enlarged(index: tf.Tensor, boxes: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
@@ -207,7 +209,7 @@ def array_source(
         scale = tf.constant([height + 1, width + 1], tf.float32)
         first = (top_left + margin + 0.5) / scale
         last = (top_left + extent - margin + 0.5) / scale
-        padded = tf.pad(tf.gather(held, index), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
+        padded = tf.pad(tf.gather(in_memory, index), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
         corners, n = tf.concat([first, last], axis=1), tf.range(tf.size(index))
         x = tf.image.crop_and_resize(padded, corners, n, size, method="bilinear")
         return tf.cast(tf.clip_by_value(tf.round(x), 0, most), tf.as_dtype(images.dtype))
@@ -220,8 +222,8 @@ def array_source(
         return out
 
     def enlarges(size: tuple[int, int]) -> bool:  # else there must be an antialiasing filter
-        bilinear = interpolation == "bilinear"
-        return size[0] >= height and size[1] >= width and bilinear
+        at_once = held and interpolation == "bilinear"
+        return size[0] >= height and size[1] >= width and at_once
 
     def load(index: tf.Tensor, crop: Crop, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
         def boxes_of(draws: np.ndarray) -> np.ndarray:
@@ -242,7 +244,7 @@ def array_source(
             )
             x = tf.ensure_shape(x, [n, *size, have])
         if have < channels:
-            x = tf.repeat(x, channels, axis=-1)
+            x = tf.gather(x, [0] * channels, axis=-1)  # tf.repeat has no uint16
         return x, index
 
     return Source(
