@@ -28,6 +28,7 @@ from jepa_jax.data.pipeline import (
 from jepa_jax.data.sources import Source
 from jepa_jax.errors import BadDataError, UserError
 
+_BATCHES_AHEAD = 4
 _SURE = 1000  # images before a share of bad ones says anything
 
 
@@ -164,7 +165,9 @@ class _Batches:
         dataset = dataset.map(load, **PARALLEL)
         if calls_per_step > 1:
             dataset = dataset.rebatch(len(rows), drop_remainder=True)
-        return dataset.map(add_rest, **PARALLEL).prefetch(4).with_options(fixed_options())
+        return (
+            dataset.map(add_rest, **PARALLEL).prefetch(_BATCHES_AHEAD).with_options(fixed_options())
+        )
 
     def _views(self, epoch: tf.Tensor, index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """All views of some examples: name -> pixels [n, H, W, C] or [n, V, H, W, C]; and the
