@@ -56,8 +56,9 @@ class InputWait:
         self._advised = self._last
         return (
             f"training waits for data {share:.0%} of the time: give this process more CPU cores "
-            f"(it has {_cores()}), or less to decode: images stored at about config.data."
-            "image_size, packed in shards on a fast disk"
+            f"(it has {_cores()}), or less to do: config.data.reduced_decoding = True for large "
+            "JPEGs, images stored at about config.data.image_size, shards (python -m "
+            "jepa_jax.data pack) on a fast disk"
         )
 
 
