@@ -29,8 +29,8 @@ class DataConfig:
     crop_aspect_ratio: Ratio = (3 / 4, 4 / 3)  # random-resized-crop: width / height
     eval_crop: ShareAboveZero = 1.0  # probes: the centre crop's side, of the largest that fits
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # of resizing; antialiased
-    # JPEGs at 1/2, 1/4 or 1/8 of their size where that suffices: other pixels, by a little, and up
-    # to ten times faster with a camera's images.
+    # JPEGs at 1/2, 1/4 or 1/8 of their size where that suffices: other pixels, by a little, and a
+    # camera's images in 0.6 of the time.
     reduced_decoding: bool = False
     # Share of the images that may be bad and be replaced by the next good ones; above, it stops.
     bad_share: Share = 0.01
