@@ -33,5 +33,5 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
     config.optimizer.warmup_epochs = 1.0
-    config.logging = {"diagnostics_every_steps": 50, "knn_every_steps": 500}
+    config.logging = {"diagnostics_every_steps": 50, "knn_every_steps": 300}
     return config
