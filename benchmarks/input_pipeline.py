@@ -24,25 +24,20 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.jpeg_set import make_jpegs
+from benchmarks.jpeg_set import BATCH_SIZE, IMAGE_SIZE, make_jpegs, speed
 from jepa_jax.config import Config, resolve
 from jepa_jax.config.files import load_config
 from jepa_jax.data.crops import random_resized_crop
+from jepa_jax.data.pipeline import CORES
 from jepa_jax.data.sources import open_source
 from jepa_jax.data.stream import make_stream
 from jepa_jax.objectives.registry import make_objective
-
-BATCH_SIZE = 128
-IMAGE_SIZE = 224
-WARM_UP_BATCHES = 4
-CORES = len(os.sched_getaffinity(0))
 
 
 def make_config(out: pathlib.Path, *overrides: str) -> Config:
@@ -107,17 +102,6 @@ def plain_tfds(folder: pathlib.Path) -> Iterator[Any]:
     dataset = tfds.ImageFolder(str(folder)).as_dataset(split="train", shuffle_files=True)
     dataset = dataset.repeat().shuffle(1000).map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     return iter(dataset.batch(BATCH_SIZE).prefetch(tf.data.AUTOTUNE).as_numpy_iterator())
-
-
-def speed(batches: Iterator[Any], seconds: float) -> float:
-    """Images a second, once it runs."""
-    for _ in range(WARM_UP_BATCHES):
-        next(batches)
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        next(batches)
-        count += 1
-    return count * BATCH_SIZE / (time.perf_counter() - start)
 
 
 def torch_speed(folder: pathlib.Path, seconds: float) -> float:

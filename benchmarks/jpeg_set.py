@@ -1,13 +1,19 @@
-"""A set of JPEG files like ImageNet's, made without a network."""
+"""A set of JPEG files like ImageNet's, made without a network; and how fast batches of it come."""
 
 import io
 import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 SIZE = (500, 375)  # width, height: ImageNet's commonest
 QUALITY = 90
+BATCH_SIZE = 128
+IMAGE_SIZE = 224  # of a batch's images
+_WARM_UP_BATCHES = 4
 
 
 def make_jpegs(photos: pathlib.Path, folder: pathlib.Path, *, number: int, seed: int = 0) -> int:
@@ -45,3 +51,14 @@ def _jpeg(parts: list[pathlib.Path], rng: np.random.Generator) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(noisy).save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
+
+
+def speed(batches: Iterator[Any], seconds: float) -> float:
+    """Images a second, once it runs."""
+    for _ in range(_WARM_UP_BATCHES):
+        next(batches)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        next(batches)
+        count += 1
+    return count * BATCH_SIZE / (time.perf_counter() - start)

@@ -10,20 +10,16 @@ import math
 import pathlib
 import random
 import sys
-import time
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from benchmarks.jpeg_set import BATCH_SIZE, IMAGE_SIZE, speed
 from benchmarks.peer_masks import draw_masks
 from jepa_jax.config import resolve
 from jepa_jax.config.files import load_config
-
-BATCH_SIZE = 128
-IMAGE_SIZE = 224
-WARM_UP_BATCHES = 4
 
 
 class Images(Dataset):
@@ -75,14 +71,7 @@ def main() -> None:
         collate_fn=collate,
         drop_last=True,
     )
-    batches = iter(loader)
-    for _ in range(WARM_UP_BATCHES):
-        next(batches)
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        next(batches)
-        count += 1
-    print(count * BATCH_SIZE / (time.perf_counter() - start))
+    print(speed(iter(loader), seconds))
 
 
 if __name__ == "__main__":

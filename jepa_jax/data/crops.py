@@ -88,6 +88,17 @@ def view_crops(
             number += 1
 
 
+def whole_image() -> Crop:
+    """All of each image."""
+
+    def boxes(u: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        del u
+        zero = np.zeros_like(heights)
+        return np.stack([zero, zero, heights, widths], axis=-1).astype(np.int64)
+
+    return Crop(_no_draws, boxes)
+
+
 def center_crop(*, aspect_ratio: float, share: float) -> Crop:
     """The largest centred box of an aspect ratio (width / height), with sides scaled by `share`."""
 
@@ -95,7 +106,11 @@ def center_crop(*, aspect_ratio: float, share: float) -> Crop:
         del u
         return centre_boxes(heights, widths, aspect_ratio=aspect_ratio, share=share)
 
-    return Crop(lambda index: tf.zeros([tf.size(index), 0], tf.float64), boxes)
+    return Crop(_no_draws, boxes)
+
+
+def _no_draws(index: tf.Tensor) -> tf.Tensor:
+    return tf.zeros([tf.size(index), 0], tf.float64)
 
 
 def centre_boxes(

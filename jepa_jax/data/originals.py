@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from jepa_jax.batch.spec import View
-from jepa_jax.data.crops import Crop, view_crops
+from jepa_jax.data.crops import view_crops, whole_image
 from jepa_jax.data.sources import Source
 
 
@@ -41,14 +41,13 @@ def original(
     """
     number, sizes = tf.constant([index], tf.int64), []
 
-    def whole(draws: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        del draws
-        sizes.append((int(heights[0]), int(widths[0])))
-        zero = np.zeros_like(heights)
-        return np.stack([zero, zero, heights, widths], axis=-1).astype(np.int64)
+    everything = whole_image()
 
-    everything = Crop(lambda index: tf.zeros([tf.size(index), 0], tf.float64), whole)
-    source.load(number, everything, (8, 8))  # only to know its size
+    def boxes_of(draws: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        sizes.append((int(heights[0]), int(widths[0])))
+        return everything.boxes(draws, heights, widths)
+
+    source.load(number, everything._replace(boxes=boxes_of), (8, 8))  # only to know its size
     height, width = sizes[-1]
     scale = longest / max(height, width)
     shown = max(round(height * scale), 1), max(round(width * scale), 1)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from jepa_jax.config import DataConfig
-from jepa_jax.data.decode import BadImageError, Pixels, bits_of, read_crop, read_header
+from jepa_jax.data.decode import BadImageError, Pixels, bits_of, read_header, read_whole
 from jepa_jax.data.sources.source import Source, encoded_source, names_digest
 from jepa_jax.errors import UserError
 
@@ -149,8 +149,7 @@ def pixels_of(data: DataConfig, files: list[str]) -> Pixels:
             encoded = _read(files[i])
             header = read_header(encoded)
             if bits_of(header) == 16:
-                wide, size = Pixels(1, np.dtype(np.uint16)), (header.height, header.width)
-                whole = read_crop(encoded, lambda h, w: np.array([0, 0, h, w]), size, wide)
+                whole = read_whole(encoded, Pixels(1, np.dtype(np.uint16)))
                 highest = max(highest, int(whole.max()))
         except (BadImageError, OSError):
             continue  # told when it is its turn

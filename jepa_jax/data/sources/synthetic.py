@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from jepa_jax.config import DataConfig
 from jepa_jax.data import stateless_random
-from jepa_jax.data.crops import Crop
+from jepa_jax.data.crops import Crop, whole_image
 from jepa_jax.data.sources.source import Source, names_digest
 from jepa_jax.errors import UserError
 
@@ -55,13 +55,8 @@ def open_synthetic(data: DataConfig, split: Literal["train", "test"]) -> Source:
         x = tf.numpy_function(call, [index, u, crop.draws(index)], tf.uint8, stateful=False)
         return tf.ensure_shape(x, [index.shape[0], *size, channels]), index
 
-    def whole(u: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        del u, heights, widths
-        return np.array([[0, 0, *full_size]])
-
     def read(i: int) -> bytes:
-        crop = Crop(lambda index: tf.zeros([tf.size(index), 0], tf.float64), whole)
-        image = load(tf.constant([i], tf.int64), crop, full_size)[0][0]
+        image = load(tf.constant([i], tf.int64), whole_image(), full_size)[0][0]
         return tf.io.encode_png(image).numpy()
 
     return Source(
