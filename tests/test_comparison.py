@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import randomized
+from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -14,7 +15,7 @@ from jepa_jax.config import resolve, resolve_probe
 from jepa_jax.config.files import load_config
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import array_source
-from jepa_jax.errors import UserError
+from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation import comparison, probes, reduction
 from jepa_jax.evaluation.comparison import Representation, features_of, probe_each
 from jepa_jax.evaluation.probes import LabelledFeatures, probe
@@ -156,6 +157,28 @@ def test_training_images_of_one_class_are_no_data_for_a_probe(monkeypatch, tiny)
     monkeypatch.setattr(comparison, "eval_batches", None)
     with pytest.raises(UserError, match=r"all training images are of one class, bee;"):
         features_of(config.data, make_objective(config), {}, batch_size=8, pixels=True)
+
+
+@pytest.mark.parametrize("bad_share", [0.2, 0.05])
+def test_bad_images_are_left_out_with_their_labels_up_to_their_share(tiny, tmp_path, bad_share):
+    for split in ("train", "test"):
+        for i in range(10):
+            path = tmp_path / split / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((28, 28, 3), 20 * i, np.uint8)).save(path)
+    (tmp_path / "train" / "b" / "3.png").write_bytes(b"no image")
+    tiny.data.update({"source": "folder", "path": str(tmp_path), "bad_share": bad_share})
+    config = resolve(tiny)
+    asked = (config.data, make_objective(config), {})
+    if bad_share < 0.1:
+        with pytest.raises(StoppedRunError, match=r"1 of 10 train images are bad, more than"):
+            features_of(*asked, batch_size=4, pixels=True)
+        return
+    pixels = features_of(*asked, batch_size=4, pixels=True)["raw_pixels"]
+    np.testing.assert_array_equal(pixels.train.labels, [0] * 5 + [1] * 4)
+    assert len(pixels.train.features) == 9
+    assert len(np.unique(pixels.train.features, axis=0)) == 9  # nor does its neighbour come twice
+    np.testing.assert_array_equal(pixels.test.labels, [0] * 5 + [1] * 5)
 
 
 def test_each_probe_says_what_it_is_at_and_how_long_it_took(monkeypatch, capsys):
