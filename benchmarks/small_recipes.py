@@ -10,13 +10,17 @@ what was found. Two at once, each on one core, get most out of two:
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jepa_jax.batch.pixels import normalize
@@ -26,6 +30,8 @@ from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import open_source
 from jepa_jax.encoder import Encoder, load_encoder
 from jepa_jax.evaluation.probes import LabelledFeatures, probe
+from jepa_jax.models.vision_transformer import make_encoder
+from jepa_jax.objectives import ijepa
 from jepa_jax.train import pretrain
 from jepa_jax.training.metrics import read_metrics
 
@@ -39,35 +45,91 @@ CENTRED = (
     "objective.masks.context_tokens=14",
     "epochs=6",
 )
+# What may change, on the clothes that "quickstart" and "centred" train on.
+CHANGES: dict[str, tuple[str, ...]] = {
+    "covariance .008": ("objective.regularizer.covariance_weight=.008",),
+    "covariance .16": ("objective.regularizer.covariance_weight=.16",),
+    "covariance .6": ("objective.regularizer.covariance_weight=.6",),
+    "SIGReg": ("objective.regularizer.name=sigreg",),
+    "no regulariser": ("objective.regularizer=None",),
+    "LayerNorm targets": ("objective.target_norm=layer_norm",),
+    "targets: instance norm": (),
+    "targets: DynTanh": (),
+    "targets: average of three blocks": (),
+    "crops .6 to 1": ("data.crop_scale=.6,1.",),
+    "smaller targets": ("objective.masks.target_scale=.1,.15",),
+    "larger targets": ("objective.masks.target_scale=.2,.3",),
+    "two targets": ("objective.masks.num_targets=2",),
+    "learning rate 7e-4": ("optimizer.lr=7e-4",),
+    "learning rate 3e-3": ("optimizer.lr=3e-3",),
+    "no weight decay": ("optimizer.weight_decay=0.", "optimizer.final_weight_decay=0."),
+    "weight decay to .4": ("optimizer.final_weight_decay=.4",),
+    "batch 32": ("batch_size=32",),
+    "batch 128": ("batch_size=128",),
+    "init .025": ("init.std=.025",),
+    "init .1": ("init.std=.1",),
+    "predictor of one block": ("objective.predictor.depth=1",),
+    "predictor of four blocks": ("objective.predictor.depth=4",),
+    "a tenth of the target's start kept": ("objective.ema.kept_share=.1",),
+    "1e-8 of the target's start kept": ("objective.ema.kept_share=1e-8",),
+    "five blocks, 96 wide": ("model.depth=5", "model.embed_dim=96"),
+    "two blocks, 160 wide": ("model.depth=2", "model.embed_dim=160"),
+}
 RECIPES: dict[str, tuple[str, ...]] = {
     "quickstart": (),
+    **{f"quickstart, {name}": change for name, change in CHANGES.items()},
+    "quickstart, context 26": ("objective.masks.context_tokens=26",),
+    "quickstart, patches of 8": ("model.patch_size=8", "objective.masks.context_tokens=5"),
     "centred": CENTRED,
-    "covariance .008": (*CENTRED, "objective.regularizer.covariance_weight=.008"),
-    "covariance .16": (*CENTRED, "objective.regularizer.covariance_weight=.16"),
-    "covariance .6": (*CENTRED, "objective.regularizer.covariance_weight=.6"),
-    "no regulariser": (*CENTRED, "objective.regularizer=None"),
-    "LayerNorm targets": (*CENTRED, "objective.target_norm=layer_norm"),
-    "crops .6 to 1": (*CENTRED, "data.crop_scale=.6,1."),
-    "context 20": (*CENTRED, "objective.masks.context_tokens=20"),
-    "smaller targets": (*CENTRED, "objective.masks.target_scale=.1,.15"),
-    "learning rate 3e-3": (*CENTRED, "optimizer.lr=3e-3"),
-    "batch 32": (*CENTRED, "batch_size=32"),
-    "init .025": (*CENTRED, "init.std=.025"),
-    "init .1": (*CENTRED, "init.std=.1"),
-    "predictor of one block": (*CENTRED, "objective.predictor.depth=1"),
-    "momentum from .99": (*CENTRED, "objective.ema.start_momentum=.99"),
-    "patches of 7": (*CENTRED, "model.patch_size=7", "objective.masks.context_tokens=6"),
-    "five blocks, 96 wide": (*CENTRED, "model.depth=5", "model.embed_dim=96"),
+    **{f"centred, {name}": (*CENTRED, *change) for name, change in CHANGES.items()},
+    "centred, context 20": (*CENTRED, "objective.masks.context_tokens=20"),
+    "centred, patches of 7": (*CENTRED, "model.patch_size=7", "objective.masks.context_tokens=6"),
 }
 
 
-def measure(recipe: tuple[str, ...], seed: int) -> dict[str, Any]:
+def instance_norm(tokens: jax.Array, _: str) -> jax.Array:
+    """Each feature over the positions of its image (data2vec: Baevski et al., 2022, 3.3)."""
+    return jax.nn.standardize(tokens.astype(jnp.float32), axis=1, epsilon=ijepa.TARGET_NORM_EPS)
+
+
+def dyn_tanh(tokens: jax.Array, _: str) -> jax.Array:
+    """No statistics at all: tanh(x / 2) (DyT: Zhu et al., 2025, with its alpha of 1/2 fixed)."""
+    return jnp.tanh(0.5 * tokens.astype(jnp.float32))
+
+
+class AverageOfBlocks:
+    """An encoder whose tokens of whole images are the mean of its last three blocks'."""
+
+    def __init__(self, config: Any):
+        self._encoder = make_encoder(config)
+        self.init = self._encoder.init
+
+    def apply(self, variables: Any, images: Any, *rest: Any, **options: Any) -> Any:
+        if rest:
+            return self._encoder.apply(variables, images, *rest, **options)
+        last = range(self._encoder.depth - 3, self._encoder.depth)
+        tokens: Any = self._encoder.apply(variables, images, layers=tuple(last))
+        return tokens.mean(axis=0)  # [L, B, N, D] -> [B, N, D]
+
+
+# Targets that are no option of the objective: what stands in its place in `objectives.ijepa`.
+_INSTEAD: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "targets: instance norm": lambda: mock.patch.object(ijepa, "target_tokens", instance_norm),
+    "targets: DynTanh": lambda: mock.patch.object(ijepa, "target_tokens", dyn_tanh),
+    "targets: average of three blocks": lambda: mock.patch.object(
+        ijepa, "make_encoder", AverageOfBlocks
+    ),
+}
+
+
+def measure(recipe: str, seed: int) -> dict[str, Any]:
     """Trains and probes once: accuracies, effective rank at the start and end, seconds."""
-    changes = (*recipe, f"seed={seed}", "logging.knn_every_steps=None")
+    changes = (*RECIPES[recipe], f"seed={seed}", "logging.knn_every_steps=None")
     config = resolve(load_config("configs/quickstart.py", [f"--config.{c}" for c in changes]))
     with tempfile.TemporaryDirectory() as name:
         folder, start = pathlib.Path(name), time.monotonic()
-        pretrain(config, folder)
+        with _INSTEAD.get(recipe.partition(", ")[2], contextlib.nullcontext)():
+            pretrain(config, folder)
         seconds = time.monotonic() - start
         rows = [row for row in read_metrics(folder / "metrics.jsonl") if "effective_rank" in row]
         encode, params = load_encoder(folder)
@@ -133,7 +195,7 @@ def main() -> None:
         for recipe in arguments.only:
             if any((row["recipe"], row["seed"]) == (recipe, seed) for row in rows()):
                 continue
-            row = {"recipe": recipe, "seed": seed, **measure(RECIPES[recipe], seed)}
+            row = {"recipe": recipe, "seed": seed, **measure(recipe, seed)}
             with arguments.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     print(table(rows()))
