@@ -15,6 +15,7 @@ from jepa_jax.data.jpeg import Interpolation, read_crops
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 100_000_000  # of one image: 300 MB decoded; a header can claim any size
+_PIXELS_AT_ONCE = 50_000_000  # of several images; more are decoded one after the other
 _ORIENTATION = 0x0112  # EXIF tag
 
 BoxOf = Callable[[int, int], np.ndarray]  # (height, width) -> top, left, height, width
@@ -84,26 +85,30 @@ def read_header(data: bytes) -> Header:
 
 def decode_crops(
     headers: Sequence[Header], boxes: np.ndarray, size: tuple[int, int], wanted: Pixels
-) -> list[np.ndarray | BadImageError]:
-    """`decode_crop` of several images at once: each one's pixels, or why it can't be used.
+) -> tuple[np.ndarray, dict[int, BadImageError]]:
+    """`decode_crop` of several images at once.
 
     Args:
       boxes: int64 [n, 4].
+
+    Returns:
+      The pixels [n, height, width, channels], and of those that can't be used, why: their pixels
+      are left as they happen to be.
     """
     kinds = {_jpeg_kind(h, box, size, wanted) for h, box in zip(headers, boxes, strict=True)}
-    if len(kinds) == 1 and (kind := kinds.pop()) is not None:
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is not None and np.prod(boxes[:, 2:], axis=1).sum() <= _PIXELS_AT_ONCE * kind.ratio**2:
         try:
-            return list(_read_jpegs(headers, boxes, size, wanted, kind))
+            return _read_jpegs(headers, boxes, size, wanted, kind), {}
         except BadImageError:
             pass  # one of them, and here is which
-
-    def one(header: Header, box: np.ndarray) -> np.ndarray | BadImageError:
+    out, problems = np.empty((len(headers), *size, wanted.channels), wanted.dtype), {}
+    for i, (header, box) in enumerate(zip(headers, boxes, strict=True)):
         try:
-            return decode_crop(header, box, size, wanted)
+            out[i] = decode_crop(header, box, size, wanted)
         except BadImageError as error:
-            return error
-
-    return [one(header, box) for header, box in zip(headers, boxes, strict=True)]
+            problems[i] = error
+    return out, problems
 
 
 def decode_crop(

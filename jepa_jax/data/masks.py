@@ -70,9 +70,13 @@ class MaskSampler:
 
     def visible(self, corners: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
         """bool [B, N]: patches in the context block and, without `allow_overlap`, in no target."""
-        row, column = np.divmod(np.arange(self.grid[0] * self.grid[1]), self.grid[1])  # [N]
-        offset = np.stack([row, column], axis=1) - corners[:, :, None]  # [B, 1 + M, N, 2]
-        inside = tf.reduce_all((offset >= 0) & (offset < sizes[:, None]), axis=-1)  # [B, 1 + M, N]
+        # A side at a time, then their outer product: fewer numbers by the length of a side.
+        within = []
+        for axis, extent in enumerate(self.grid):
+            offset = np.arange(extent) - corners[:, :, axis, None]  # [B, 1 + M, extent]
+            within.append((offset >= 0) & (offset < sizes[:, axis, None]))
+        inside = within[0][..., :, None] & within[1][..., None, :]  # [B, 1 + M, rows, columns]
+        inside = tf.reshape(inside, [-1, 1 + self.masks.num_targets, self.grid[0] * self.grid[1]])
         if self.masks.allow_overlap:
             return inside[:, 0]
         return inside[:, 0] & ~tf.reduce_any(inside[:, 1:], axis=1)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _NAMED = 10  # bad images in the log; the others are counted
 # Python's part of an image is short, but a call from TensorFlow costs as much again.
-_IMAGES_PER_CALL = 8
+_IMAGES_PER_CALL = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,17 +124,18 @@ def encoded_source(
                     headers[i] = read_header(read(int(number)))
                 except (BadImageError, OSError) as error:
                     problems[i] = error
-            out = np.empty((len(numbers), *size, pixels.channels), pixels.dtype)
             used = numbers.astype(np.int64)
+            found = list(headers)
+            out = np.empty((0, *size, pixels.channels), pixels.dtype)
             if headers:
                 sizes = np.array([(header.height, header.width) for header in headers.values()])
-                boxes = crop.boxes(draws[list(headers)], *sizes.T)
-                crops = decode_crops(list(headers.values()), boxes, size, pixels)
-                for i, x in zip(headers, crops, strict=True):
-                    if isinstance(x, BadImageError):
-                        problems[i] = x
-                    else:
-                        out[i] = x
+                boxes = crop.boxes(draws[found], *sizes.T)
+                out, bad = decode_crops(list(headers.values()), boxes, size, pixels)
+                problems |= {found[i]: error for i, error in bad.items()}
+            if len(found) < len(numbers):
+                of_found = out
+                out = np.empty((len(numbers), *size, pixels.channels), pixels.dtype)
+                out[found] = of_found
             for i, problem in problems.items():
                 _complain(int(numbers[i]), str(problem))
                 out[i], used[i] = good(int(numbers[i]), draws[i], crop, size)
