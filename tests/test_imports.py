@@ -102,7 +102,8 @@ def test_metrics_are_written_without_importing_pytorch_and_it_can_be_imported_af
     """tensorboardX would import it."""
     pytest.importorskip("torch")
     program = (
-        "import sys, jepa_jax.training.metrics as m; print('torch' in sys.modules, m.SummaryWriter)\n"
+        "import sys, jepa_jax.training.metrics as m\n"
+        "print('torch' in sys.modules, m.SummaryWriter)\n"
         "import torch; print(torch.ones(1).tolist())"
     )
     done = subprocess.run(
