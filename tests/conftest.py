@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import AxisType
 from jaxtyping import install_import_hook
 
@@ -32,7 +33,6 @@ install_import_hook("jepa_jax", "beartype.beartype")
 
 from jepa_jax.config import Config, resolve, to_dict  # noqa: E402
 from jepa_jax.config.files import load_config  # noqa: E402
-from jepa_jax.data.stream import make_stream  # noqa: E402
 from jepa_jax.interop import converted  # noqa: E402
 from jepa_jax.objectives.ema import EmaState  # noqa: E402
 from jepa_jax.objectives.objective import Clock  # noqa: E402
@@ -72,6 +72,8 @@ def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:
 
 def stream_of(config, source):
     """The batches that a run of this configuration trains on."""
+    from jepa_jax.data.stream import make_stream  # TensorFlow: seconds, and not all tests need it
+
     return make_stream(
         make_objective(config).needs,
         config.data,
@@ -101,6 +103,24 @@ def ijepa_loss(objective):
 @pytest.fixture
 def tiny() -> ml_collections.ConfigDict:
     return tiny_config()
+
+
+@pytest.fixture(scope="module")
+def compilation_cache(tmp_path_factory):
+    """For files whose tests put the same run together again and again: each step compiles once."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0.0, -1), strict=True):
+        jax.config.update(name, value)
+    reset_cache()  # JAX keeps to the folder that it used first
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+    reset_cache()
 
 
 class SmallCheckpoint(NamedTuple):

@@ -96,3 +96,19 @@ assert needs["steps"] == 24 * 625, needs
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_metrics_are_written_without_importing_pytorch_and_it_can_be_imported_after():
+    """tensorboardX would import it."""
+    pytest.importorskip("torch")
+    program = (
+        "import sys, jepa_jax.training.metrics as m\n"
+        "print('torch' in sys.modules, m.SummaryWriter)\n"
+        "import torch; print(torch.ones(1).tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("False <class 'tensorboardX.")
+    assert done.stdout.endswith("[1.0]\n")

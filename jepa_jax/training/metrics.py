@@ -3,9 +3,18 @@
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
-from tensorboardX import SummaryWriter
+# tensorboardX imports PyTorch where it is installed: seconds, for tensors that we don't have.
+_hidden = "torch" not in sys.modules
+if _hidden:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+try:
+    from tensorboardX import SummaryWriter
+finally:
+    if _hidden:
+        del sys.modules["torch"]
 
 
 class MetricsWriter:
