@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the suite's time is compilation of steps that run only a few times.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # importing Keras takes seconds, and nothing here uses it
 
 import pathlib
 import subprocess
@@ -22,8 +23,14 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import AxisType
+from jaxlib.version import __version__ as jaxlib_version
 from jaxtyping import install_import_hook
 
+# The older code generator, a third of the time; a compiler that does not know the flag dies of it.
+QUICK_COMPILER = ""
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and jaxlib_version.startswith("0.10."):
+    QUICK_COMPILER = " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] += QUICK_COMPILER
 jax.config.update("jax_numpy_rank_promotion", "raise")  # [N, D] + [D] must be written out
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
@@ -63,7 +70,7 @@ def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", f"jepa_jax.{name}", *arguments],
         cwd=REPOSITORY,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | {"XLA_FLAGS": QUICK_COMPILER},
         capture_output=True,
         text=True,
         check=False,

@@ -11,7 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import QUICK_COMPILER, REPOSITORY
 from PIL import Image
 
 from jepa_jax.config import resolve
@@ -53,7 +53,7 @@ def start(workdir, *more_of_each, folders=(REPOSITORY, REPOSITORY)):
         port = probe.getsockname()[1]
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4" + QUICK_COMPILER,
         "PYTHONPATH": str(REPOSITORY),
     }
     command = [sys.executable, "-m", "jepa_jax.train", "--config", CONFIG, *FIELDS]
