@@ -113,8 +113,10 @@ def draw_features(
             f"config.data.path = {config.data.path!r}: has {source.num_examples} test image; must "
             "be at least 2, whose features can differ"
         )
-    index = shown_examples(source)
-    images = next(eval_batches(config.data, source, index=index, batch_size=len(index)))
+    index, bad = shown_examples(source), list[int]()
+    images = next(eval_batches(config.data, source, index=index, batch_size=len(index), bad=bad))
+    good = ~np.isin(index, bad)
+    images, index = images[good], index[good]
     tokens = np.asarray(encode(params, normalize(images, config.data.mean, config.data.std)))
     pca_picture(path, images, {encode.network.replace("_", " "): tokens}, config.grid)
     return {"network": encode.network, "examples": index.tolist()}

@@ -181,6 +181,15 @@ def test_more_bad_images_than_their_share_stop_training(damaged):
         next(stream.batches(0, 1, None))
 
 
+def test_few_images_are_borne_as_many_as_of_a_thousand_but_no_more_than_half():
+    borne = {  # of so many images, at a share of 1 %
+        seen: sum(not pipeline.too_many_bad(bad, seen, 0.01) for bad in range(1, seen + 1))
+        for seen in (2, 16, 57, 1000, 50_000)
+    }
+    assert borne == {2: 1, 16: 8, 57: 10, 1000: 10, 50_000: 500}
+    assert pipeline.too_many_bad(1, 50_000, 0.0)
+
+
 def test_without_any_good_image_training_stops(damaged, tmp_path):
     config, _ = damaged
     for path in (tmp_path / "train").iterdir():

@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from conftest import stream_of
@@ -14,7 +15,11 @@ from test_sources import data_config, load
 from jepa_jax.config import resolve
 from jepa_jax.data.__main__ import pack_splits
 from jepa_jax.data.sources import open_source
+from jepa_jax.encoder import load_encoder
 from jepa_jax.errors import UserError
+from jepa_jax.objectives.registry import make_objective
+from jepa_jax.training.loop import train
+from jepa_jax.training.metrics import read_metrics
 
 CLASSES = ("ant", "b\u00e9e", "cat")
 
@@ -97,6 +102,34 @@ def test_training_batches_are_those_of_the_folder_bit_for_bit(tiny, folder, shar
         assert ours.keys() == theirs.keys()
         for name in ours:
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name, strict=True)
+
+
+def test_a_run_that_goes_on_from_shards_ends_as_on_the_folder_bit_for_bit(
+    tiny, folder, shards, tmp_path
+):
+    """Every loss and every parameter, of a run all on the folder and one that was switched."""
+    tiny.objective.masks.update({"target_scale": (0.25, 0.25), "target_aspect_ratio": (1.0, 1.0)})
+    tiny.logging.every_steps = 1
+
+    def run(workdir, source, root, epochs):
+        tiny.data.update({"source": source, "path": str(root)})
+        tiny.epochs, tiny.optimizer.ipe_scale = epochs, 4 / epochs  # of one length of schedule
+        config = resolve(tiny)
+        stream = stream_of(config, open_source(config.data, "train"))
+        train(config, tmp_path / workdir, objective=make_objective(config), stream=stream)
+
+    run("folder", "folder", folder, 4)
+    run("switched", "folder", folder, 2)
+    run("switched", "shards", shards, 4)
+    ours, theirs = (
+        read_metrics(tmp_path / name / "metrics.jsonl") for name in ("folder", "switched")
+    )
+    losses = [[row["loss"] for row in rows if "loss" in row] for rows in (ours, theirs)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+    weights = [jax.tree.leaves(load_encoder(tmp_path / name)[1]) for name in names]
+    for ours, theirs in zip(*weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_split_has_as_many_shards_as_it_needs_and_says_what_they_hold(folder, tmp_path):

@@ -127,6 +127,21 @@ def test_every_objective_s_batch_can_be_looked_at(monkeypatch, capsys, tmp_path,
     assert matplotlib.image.imread(out).std() > 0.1
 
 
+def test_bad_images_are_not_among_those_whose_features_are_drawn(
+    monkeypatch, capsys, tmp_path, small
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test").mkdir()
+    for i in range(4):
+        image = np.full((28, 28, 3), 50 * i, np.uint8)
+        matplotlib.image.imsave(tmp_path / "test" / f"{i}.png", image)
+    (tmp_path / "test" / "2.png").write_bytes(b"no image")
+    folder = ("--config.data.source=folder", f"--config.data.path={tmp_path}")
+    code, said, error = visualize(monkeypatch, capsys, "--checkpoint", small.folder, *folder)
+    assert code == 0, error
+    assert json.loads(said.splitlines()[-1])["examples"] == [0, 1, 3]
+
+
 def test_a_checkpoint_alone_gives_its_features(monkeypatch, capsys, tmp_path, small):
     monkeypatch.chdir(tmp_path)
     code, said, error = visualize(monkeypatch, capsys, "--checkpoint", small.folder)

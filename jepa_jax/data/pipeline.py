@@ -19,6 +19,7 @@ graph = tf.autograph.experimental.do_not_convert
 # As many calls at a time as there are cores for this process (Linux tells).
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 PARALLEL = {"num_parallel_calls": CORES, "deterministic": True}
+_SURE = 1000  # images before a share of bad ones says anything
 
 
 def fixed_options() -> tf.data.Options:
@@ -74,6 +75,14 @@ def first_problem(source: Source, index: np.ndarray) -> str | None:
         if problem is not None:
             return f"{source.describe(int(i))}: {problem}"
     return None
+
+
+def too_many_bad(bad: int, seen: int, share: float) -> bool:
+    """Whether bad images are more than a run or a probe bears.
+
+    Of fewer than 1,000 images as many may be bad as of 1,000, but no more than half.
+    """
+    return bad > max(share * seen, min(share * _SURE, seen / 2))
 
 
 def eval_batches(

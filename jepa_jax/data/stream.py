@@ -24,12 +24,12 @@ from jepa_jax.data.pipeline import (
     fixed_options,
     graph,
     numpy_iterator,
+    too_many_bad,
 )
 from jepa_jax.data.sources import Source
 from jepa_jax.errors import BadDataError, UserError
 
 _BATCHES_AHEAD = 4
-_SURE = 1000  # images before a share of bad ones says anything
 
 
 def make_stream(
@@ -131,7 +131,7 @@ class _Batches:
                     f"step {step}: {first_problem(self.source, index) or error.message}"
                 ) from error
             drawn, bad = drawn + len(rows), bad + int(batch["replaced"].sum())
-            if bad > self.data.bad_share * max(drawn, _SURE):
+            if too_many_bad(bad, drawn, self.data.bad_share):
                 raise BadDataError(
                     f"step {step}: {bad} of {drawn} images were bad, more than "
                     f"config.data.bad_share = {self.data.bad_share}"

@@ -10,7 +10,7 @@ import tqdm
 
 from jepa_jax.batch.pixels import normalize
 from jepa_jax.config import DataConfig, ProbeConfig
-from jepa_jax.data.pipeline import eval_batches
+from jepa_jax.data.pipeline import eval_batches, too_many_bad
 from jepa_jax.data.sources import open_source
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.features import Pool, make_pool, pool_padded, raw_pixels
@@ -116,7 +116,7 @@ def _extract(
         features["raw_pixels"] = raw_pixels(normalize(held, data.mean, data.std))
     good = ~np.isin(index, bad)
     num_bad = n - int(good.sum())
-    if num_bad > data.bad_share * n:
+    if too_many_bad(num_bad, n, data.bad_share):
         raise StoppedRunError(
             f"{num_bad} of {n} {split} images are bad, more than config.data.bad_share = "
             f"{data.bad_share}"
