@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import stream_of
+from PIL import Image
 
 from jepa_jax.config import resolve
-from jepa_jax.data.sources import array_source
-from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
+from jepa_jax.data.sources import array_source, open_source
+from jepa_jax.errors import BadDataError, PreemptedError, StoppedRunError, UserError
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
 from jepa_jax.training.loop import train
@@ -194,3 +195,27 @@ def test_collapse_diagnostics_are_written_when_due(tiny, tmp_path, source):
     names = {"loss", "lr", "weight_decay", "momentum", "gradient_norm", "parameter_norm"}
     assert all(names <= row.keys() for row in written if "knn_accuracy" not in row)
     assert list(tmp_path.glob("tensorboard/events*"))
+
+
+def test_too_many_bad_images_stop_a_run_that_is_saved_and_goes_on_once_they_are_borne(
+    tiny, tmp_path
+):
+    """A fifth of 160 are bad: eleven are more than ten, which a share of 1 % allows."""
+    (tmp_path / "photos" / "train").mkdir(parents=True)
+    for i in range(160):
+        path = tmp_path / "photos" / "train" / f"{i:03}.png"
+        Image.fromarray(np.full((28, 28, 3), i, np.uint8)).save(path)
+        if i % 5 == 0:
+            path.write_bytes(path.read_bytes()[:60])
+    tiny.data.update({"source": "folder", "path": str(tmp_path / "photos")})
+
+    def run(share):
+        tiny.data.bad_share = share
+        config = short_run(tiny)
+        return start(config, tmp_path / "run", open_source(config.data, "train"))
+
+    with pytest.raises(BadDataError, match=r"were bad, more than config.data.bad_share = 0.01"):
+        run(0.01)
+    stopped = checkpoint.latest_step(tmp_path / "run")
+    assert 2 <= stopped <= 5
+    assert run(0.3)["step"] == LAST_STEP
