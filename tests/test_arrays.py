@@ -63,7 +63,7 @@ def test_a_large_file_is_cut_on_the_disk_as_a_small_one_in_memory(saved, monkeyp
     monkeypatch.setattr(arrays, "array_source", recorded)
     mapped = opened(path)
     assert isinstance(seen[0], np.memmap)
-    assert mapped.images_per_call == 8
+    assert mapped.images_per_call == 16
     assert mapped.digest == held.digest
     assert mapped.labels is None
     boxes = np.tile([1, 2, 14, 14], (12, 1))
