@@ -11,7 +11,7 @@ from .fashion_mnist import get_config as fashion_mnist
 
 def get_config() -> ml_collections.ConfigDict:
     config = fashion_mnist()
-    config.epochs = 6
+    config.epochs = 7
     config.data.update(
         {
             "source": "cluttered_fashion_mnist",
