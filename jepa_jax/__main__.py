@@ -14,6 +14,7 @@ COMMANDS = {
     "probe": "measures a checkpoint's features with k-NN and linear classifiers",
     "visualize": "draws what a model gets (views, masks, crops) and a checkpoint's features",
     "extract": "writes the features of images to a file",
+    "checkpoints": "lists and verifies the checkpoints of a run",
     "convert": "reads and writes other libraries' checkpoints",
     "export": "turns an encoder into a program that runs without this package",
     "data": "packs images into a few large files for pods, or checks every image",

@@ -59,6 +59,15 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_verify_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="read the checkpoint without comparing its files with the digests in its manifest",
+    )
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Height and width from "H,W", or one number for both; the `type` of an argument."""
     try:

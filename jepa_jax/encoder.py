@@ -136,6 +136,7 @@ def load_encoder(
     *,
     network: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    verify: bool = True,
 ) -> tuple[Encoder, Any]:
     """An encoder from a checkpoint: a function of parameters and images, and its parameters.
 
@@ -147,6 +148,7 @@ def load_encoder(
         encoder; None: the first, or the only one that a converted checkpoint holds.
       dtype: of the matrix products. "bfloat16" is faster on accelerators, and less exact; float32
         is computed as such even where the hardware has a faster approximation.
+      verify: compare the files that are read with the digests that were taken when they were saved.
 
     Returns:
       (encode, params): see `Encoder`.
@@ -158,12 +160,31 @@ def load_encoder(
     path = local_path(path)
     if is_huggingface(path):
         return _from_huggingface(path, network, dtype)
-    folder = checkpoint.find(path)
+    folder = find_encoder(path, network, verify=verify)
     config = checkpoint.read_config(folder)
     objective = make_objective(config)
     network = checkpoint.choose_encoder(folder, network, objective)
     params = checkpoint.restore_encoder(folder, network, objective)
     return Encoder(_for_inference(config, dtype), network), params
+
+
+def find_encoder(path: pathlib.Path, network: str | None, *, verify: bool = True) -> pathlib.Path:
+    """The folder of the checkpoint whose encoder is to be read; see `checkpoint.find`.
+
+    Args:
+      network: see `checkpoint.choose_encoder`.
+      verify: compare SHA-256 too, not only names and sizes.
+
+    Raises:
+      UserError: there is none that is good, or it does not hold that network.
+    """
+
+    def items(folder: pathlib.Path) -> tuple[str, ...]:
+        objective = make_objective(checkpoint.read_config(folder))
+        name = checkpoint.choose_encoder(folder, network, objective)
+        return (name if (folder / name).is_dir() else "params",)
+
+    return checkpoint.find(path, items, digests=verify)
 
 
 def is_huggingface(path: pathlib.Path) -> bool:

@@ -7,6 +7,14 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class DamagedError(UserError):
+    """A checkpoint whose files are not what was written."""
+
+
+class UnreadableError(UserError):
+    """A checkpoint that the disk or the network does not give, which tells nothing of its bytes."""
+
+
 class StoppedRunError(Exception):
     """The run can't go on: a non-finite loss, or data that can't be read."""
 

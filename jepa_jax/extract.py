@@ -27,6 +27,7 @@ import tqdm
 from jepa_jax.batch.pixels import normalize
 from jepa_jax.command_line import (
     add_checkpoint_arguments,
+    add_verify_argument,
     check_size,
     make_parser,
     new_output,
@@ -190,6 +191,7 @@ def _open_folder(
 def main() -> None:
     parser = make_parser("jepa_jax.extract", __doc__)
     add_checkpoint_arguments(parser)
+    add_verify_argument(parser)
     parser.add_argument("--images", required=True, type=pathlib.Path, metavar="PATH")
     parser.add_argument("--out", required=True, type=pathlib.Path, metavar="F.npz")
     parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="%(default)s")
@@ -217,7 +219,10 @@ def main() -> None:
             raise UserError(f"--batch-size {arguments.batch_size}: must be at least 1")
         use_compilation_cache()
         encode, params = load_encoder(
-            arguments.checkpoint, network=arguments.network, dtype=arguments.dtype
+            arguments.checkpoint,
+            network=arguments.network,
+            dtype=arguments.dtype,
+            verify=arguments.verify,
         )
         devices = jax.device_count()
         batch_size = -(-arguments.batch_size // devices) * devices  # the same number on each

@@ -12,12 +12,13 @@ from typing import Any
 
 from jepa_jax.command_line import (
     add_checkpoint_arguments,
+    add_verify_argument,
     make_parser,
     run_command,
 )
 from jepa_jax.config import ProbeConfig, probe_data, resolve_probe
 from jepa_jax.config.files import load_config
-from jepa_jax.encoder import is_huggingface, load_encoder
+from jepa_jax.encoder import find_encoder, is_huggingface, load_encoder
 from jepa_jax.evaluation.comparison import features_of, probe_each
 from jepa_jax.evaluation.report import print_table
 from jepa_jax.interop.hub import local_path
@@ -28,13 +29,14 @@ from jepa_jax.training.compilation import use_compilation_cache
 
 
 def probe_checkpoint(
-    config: ProbeConfig, path: str | os.PathLike, network: str | None = None
+    config: ProbeConfig, path: str | os.PathLike, network: str | None = None, *, verify: bool = True
 ) -> dict[str, Any]:
     """Accuracy of an encoder in a checkpoint, and of its controls.
 
     Args:
       path: workdir, folder of one checkpoint, or a Hugging Face folder or hub id.
       network: which encoder; None: see `checkpoint.choose_encoder`.
+      verify: compare the files that are read with the digests that were taken when they were saved.
 
     Raises:
       UserError: the checkpoint can't be read, or the data don't suit the probe.
@@ -47,7 +49,7 @@ def probe_checkpoint(
         trained, network = encode.config, encode.network
         objective, data = make_objective(trained), probe_data(config, trained)
     else:
-        folder = checkpoint.find(path)
+        folder = find_encoder(path, network, verify=verify)
         trained = checkpoint.read_config(folder)
         objective = make_objective(trained)
         network = checkpoint.choose_encoder(folder, network, objective)
@@ -77,10 +79,13 @@ def main() -> None:
     parser = make_parser("jepa_jax.probe", __doc__)
     parser.add_argument("--config", required=True, help="a file in configs/probe/")
     add_checkpoint_arguments(parser)
+    add_verify_argument(parser)
 
     def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
         config = resolve_probe(load_config(arguments.config, overrides))
-        return probe_checkpoint(config, arguments.checkpoint, arguments.network)
+        return probe_checkpoint(
+            config, arguments.checkpoint, arguments.network, verify=arguments.verify
+        )
 
     run_command(command, parser)
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jepa_jax.batch.masks import MultiBlock, check_feasible
-from jepa_jax.command_line import make_parser, run_command
+from jepa_jax.command_line import add_verify_argument, make_parser, run_command
 from jepa_jax.config import Config, DataConfig, resolve, to_dict
 from jepa_jax.config.derived import ImageFacts
 from jepa_jax.config.files import load_config, override
@@ -47,7 +47,7 @@ log = logging.getLogger("jepa_jax.train")  # which `python -m` calls __main__
 
 
 def pretrain(
-    config: Config, workdir: pathlib.Path, *, accept_changed_data: bool = False
+    config: Config, workdir: pathlib.Path, *, accept_changed_data: bool = False, verify: bool = True
 ) -> dict[str, Any]:
     """Trains as configured; see `training.loop.train` for what it returns and raises."""
     use_compilation_cache()
@@ -99,6 +99,7 @@ def pretrain(
             draw=make_gallery(config, objective, source, stream, workdir),
             initialize=initialize,
             accept_changed_data=accept_changed_data,
+            verify=verify,
         )
 
 
@@ -124,7 +125,7 @@ def read_configuration(
         raise UserError(
             f"--workdir {workdir}: holds no run to resume; start one with --config FILE"
         )
-    saved = to_dict(checkpoint.read_config(checkpoint.find(workdir)))
+    saved = to_dict(checkpoint.read_config(checkpoint.find(workdir, lambda _: ("config",))))
     return resolve(override(saved, overrides), measure)
 
 
@@ -164,6 +165,7 @@ def main() -> None:
         help="resume although the training images are no longer those of the run: from here on, "
         "order and length of the run are of the new ones",
     )
+    add_verify_argument(parser)
     parser.add_argument(
         "--distributed",
         metavar="WHERE",
@@ -217,7 +219,10 @@ def main() -> None:
         check_shared(arguments.workdir)
         try:
             result = pretrain(
-                config, arguments.workdir, accept_changed_data=arguments.accept_changed_data
+                config,
+                arguments.workdir,
+                accept_changed_data=arguments.accept_changed_data,
+                verify=arguments.verify,
             )
             result["workdir"] = str(arguments.workdir)
         except (StoppedRunError, UserError) as error:

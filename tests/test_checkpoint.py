@@ -193,6 +193,8 @@ def test_a_workdir_and_a_steps_folder_are_both_found(saved):
 
 def test_unfinished_checkpoints_do_not_count(tmp_path):
     for name in ("5", "12", "20.orbax-checkpoint-tmp", "latest"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        config = tmp_path / "checkpoints" / name / "config" / "metadata"
+        config.parent.mkdir(parents=True)
+        config.write_text('{"format": 2}')
     assert checkpoint.latest_step(tmp_path) == 12
     assert checkpoint.latest_step(tmp_path / "elsewhere") is None

@@ -421,8 +421,8 @@ def test_a_configuration_of_format_1_is_upgraded():
 def test_todays_format_is_read_as_it_was_written_and_a_later_one_is_refused(tiny):
     config = to_dict(resolve(tiny))
     assert upgrade(with_format(config)) == config
-    with pytest.raises(UserError, match="checkpoint of format 3: this version reads 1 to 2"):
-        upgrade({**config, "format": 3})
+    with pytest.raises(UserError, match="checkpoint of format 4: this version reads 1 to 3"):
+        upgrade({**config, "format": 4})
 
 
 @pytest.mark.parametrize(

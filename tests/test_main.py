@@ -37,7 +37,7 @@ def test_an_unknown_command_is_one_line_and_code_2(capsys):
     assert said.out == ""
     assert said.err == (
         "error: no command 'trian'; must be one of quickstart, train, probe, visualize, extract, "
-        "convert, export, data\n"
+        "checkpoints, convert, export, data\n"
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from jepa_jax.config.schema import Text, parse
 from jepa_jax.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
+FIRST_WITH_MANIFEST = 3  # a checkpoint of this format without one was not completely saved
 
 # Format 1 -> format 2: dotted names.
 MOVED = {
@@ -76,7 +77,10 @@ def _from_1(config: dict[str, Any]) -> dict[str, Any]:
     return replace_sentinels(config)
 
 
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _from_1,
+    2: dict,  # the fields are the same
+}
 
 
 def refuse_moved(config: Any) -> None:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from jepa_jax.config import Config, to_dict
 from jepa_jax.config.formats import with_format
+from jepa_jax.training.manifest import write_manifest
 
 # Pieces in which an array is stored: small ones need less memory to be read.
 _CHUNK_BYTES = 64 << 20
@@ -73,6 +74,7 @@ def write(
 
     Raises:
       whatever reading a lazy array raises.
+      OSError: the manifest, which comes last, can't be written.
     """
     folder = folder.absolute()
     # First what is small, as one checkpoint: that leaves the file by which Orbax knows a step.
@@ -91,6 +93,7 @@ def write(
         with ocp.Checkpointer(handler) as checkpointer:
             args = ocp.args.PyTreeSave(tree, save_args=save_args)
             checkpointer.save(folder / name, args=args)
+    write_manifest(folder)
 
 
 def read_source(folder: pathlib.Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ A checkpoint's items are the fields of the state: `params`, `optimizer_state` (w
 is, is an item of its own, so that a probe reads only those arrays. `config` is the resolved
 configuration and the number of the checkpoint's format; `data` says of how many examples, and of
 which, the data set was (see `DataIdentity`). Orbax writes in the background, and renames
-a checkpoint to its final name only when it is complete.
+a checkpoint to its final name only when it is complete; then `manifest.json` is written, without
+which it does not count (see `manifest`).
 
 In format 1 the objective's state was the last part of the optimizer's chain.
 
@@ -13,6 +14,7 @@ A checkpoint that `jepa_jax.convert` wrote also has `source`, which says where i
 lack `optimizer_state`, and hold but one encoder, as `target_encoder` or as `encoder`.
 """
 
+import asyncio
 import json
 import logging
 import pathlib
@@ -24,16 +26,41 @@ import orbax.checkpoint as ocp
 from jepa_jax.batch.spec import DataIdentity
 from jepa_jax.config import Config, from_mapping, to_dict
 from jepa_jax.config.formats import upgrade, with_format
-from jepa_jax.errors import UserError
+from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.objectives.objective import Objective, at_path, replace_at_path
 from jepa_jax.training.items import read_item
+from jepa_jax.training.manifest import write_manifest
 from jepa_jax.training.state import TrainState
+from jepa_jax.training.steps import NEVER_SAVED, StepNames, set_aside
+from jepa_jax.training.steps import find as find  # part of this module's interface
+from jepa_jax.training.steps import latest_step as latest_step
 
 log = logging.getLogger(__name__)
 
 
-def make_manager(workdir: pathlib.Path, config: Config) -> ocp.CheckpointManager:
-    """The manager of a run's checkpoints, with the run's rules of which to keep."""
+class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A checkpoint's folder on its way to its final name.
+
+    Orbax finalizes it in its background thread, of process 0 alone, and only then deletes older
+    checkpoints. What goes wrong there is raised by the manager's `wait_until_finished`.
+    """
+
+    async def finalize(self) -> None:
+        await super().finalize()
+        folder = pathlib.Path(self.get_final())
+        await asyncio.to_thread(write_manifest, folder)
+        (folder.parent.parent / NEVER_SAVED).unlink(missing_ok=True)
+
+
+def make_manager(
+    workdir: pathlib.Path, config: Config, *, newest: int | None = None
+) -> ocp.CheckpointManager:
+    """The manager of a run's checkpoints, with the run's rules of which to keep.
+
+    Args:
+      newest: steps of the checkpoint that the run goes on from: whatever is newer is no part of
+        the run; None: all are.
+    """
     return ocp.CheckpointManager(
         workdir.absolute() / "checkpoints",
         options=ocp.CheckpointManagerOptions(
@@ -42,6 +69,8 @@ def make_manager(workdir: pathlib.Path, config: Config) -> ocp.CheckpointManager
             create=True,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
+            step_name_format=StepNames(newest),
+            temporary_path_class=_WithManifest,
         ),
     )
 
@@ -59,6 +88,7 @@ def save(
       data: of what the state was trained on; None: not known.
 
     Raises:
+      StoppedRunError: there is a newer checkpoint, which the run did not start from.
       whatever went wrong with the save before, which ran in the background.
     """
     items: dict[str, Any] = {
@@ -67,7 +97,20 @@ def save(
     items["config"] = ocp.args.JsonSave(with_format(to_dict(config)))
     if data is not None:
         items["data"] = ocp.args.JsonSave(data._asdict())
-    manager.save(int(state.step), args=ocp.args.Composite(**items))
+    step = int(state.step)
+    folder = pathlib.Path(manager.directory) / str(step)
+    if jax.process_index() == 0 and step not in manager.all_steps() and _exists(folder):
+        log.warning("warning: %s is in the way, and is now %s", folder, set_aside(folder).name)
+    if not manager.save(step, args=ocp.args.Composite(**items)):
+        raise StoppedRunError(
+            f"checkpoint {step} was not saved: {folder.parent} holds checkpoint "
+            f"{manager.latest_step()}, which is no older; move it away, and run the same command "
+            "again"
+        )
+
+
+def _exists(folder: pathlib.Path) -> bool:
+    return folder.exists() or folder.is_symlink()
 
 
 def split(state: TrainState, objective: Objective) -> dict[str, Any]:
@@ -172,33 +215,6 @@ def choose_encoder(folder: pathlib.Path, asked: str | None, objective: Objective
     if asked not in held:
         raise UserError(f"network {asked!r}: checkpoint {folder} holds only the {held[0]}")
     return asked
-
-
-def find(path: pathlib.Path) -> pathlib.Path:
-    """The folder of one checkpoint.
-
-    Args:
-      path: that folder itself, or a run's workdir, whose newest is taken.
-
-    Raises:
-      UserError: there is none.
-    """
-    path = path.absolute()
-    if (path / "config" / "metadata").is_file():
-        return path
-    step = latest_step(path)
-    if step is None:
-        raise UserError(
-            f"{path}: no checkpoint there; give a workdir of jepa_jax.train, one of its folders "
-            "checkpoints/<step>, or what jepa_jax.convert wrote"
-        )
-    return path / "checkpoints" / str(step)
-
-
-def latest_step(workdir: pathlib.Path) -> int | None:
-    """Steps taken by the newest complete checkpoint, or None. Unfinished ones have other names."""
-    folders = (workdir / "checkpoints").glob("[0-9]*")
-    return max((int(p.name) for p in folders if p.name.isdigit() and p.is_dir()), default=None)
 
 
 def read_config(folder: pathlib.Path) -> Config:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from jepa_jax.errors import StoppedRunError
-from jepa_jax.training.checkpoint import latest_step
+from jepa_jax.training.manifest import find_fault
+from jepa_jax.training.steps import latest_step, step_folders
 
 _REASONS = {
     os.strerror(errno.ENOSPC): "no space left",
@@ -67,6 +68,11 @@ def _reason(told: str) -> str | None:
 def _advice(workdir: pathlib.Path, reason: str) -> str:
     names = [path.name for path in (workdir / "checkpoints").glob("*")]
     begun = [int(match[1]) for match in map(_UNFINISHED.fullmatch, names) if match]
+    begun += [  # renamed, but without its manifest
+        int(folder.name)
+        for folder in step_folders(workdir)[:1]
+        if find_fault(folder, (), digests=False) is not None
+    ]
     what = f"save checkpoint {max(begun)}" if begun else "write"
     saved = latest_step(workdir)
     rest = "there is no earlier one" if saved is None else f"it goes on from checkpoint {saved}"

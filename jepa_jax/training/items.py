@@ -1,11 +1,14 @@
 """Reading the items of a checkpoint: trees of arrays that Orbax wrote."""
 
 import contextlib
+import errno
 import gc
 import logging
+import os
 import pathlib
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jepa_jax.config import differences
-from jepa_jax.errors import UserError
+from jepa_jax.errors import DamagedError, UnreadableError, UserError
+from jepa_jax.training.manifest import RETRY_AFTER
 
 # What TensorStore and Orbax say when bytes are not what was written. Anything else (a full disk, no
 # permission, a network that is down) says nothing about the checkpoint itself.
@@ -24,6 +28,7 @@ _DAMAGE = re.compile(
     r"No such file|Failed to load",
     re.IGNORECASE,
 )
+_READ_ERROR = os.strerror(errno.EIO)
 
 
 def read_item(folder: pathlib.Path, like: Any) -> Any:
@@ -32,6 +37,15 @@ def read_item(folder: pathlib.Path, like: Any) -> Any:
     Raises:
       UserError: it is incomplete, damaged, of another architecture, or can't be read.
     """
+    # Of several processes, each would have to read again.
+    for pause in RETRY_AFTER if jax.process_count() == 1 else ():
+        with contextlib.suppress(UnreadableError):
+            return _read_item(folder, like)
+        time.sleep(pause)
+    return _read_item(folder, like)
+
+
+def _read_item(folder: pathlib.Path, like: Any) -> Any:
     with _in_one_line(folder):
         _check_same(folder, like)
         return ocp.StandardCheckpointer().restore(folder, like)
@@ -93,9 +107,11 @@ def _in_one_line(folder: pathlib.Path) -> Iterator[None]:
         text = str(error).strip()
         reason = re.split(r"[:.]?\s*(?:[\n(]|\. |$)", text)[0] or type(error).__name__
         unavailable = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if _READ_ERROR in text or (isinstance(error, OSError) and error.errno == errno.EIO):
+            raise UnreadableError(f"checkpoint {folder} can't be read: {reason}") from error
         if unavailable or not _DAMAGE.search(text):
             raise UserError(f"checkpoint {folder} can't be read: {reason}") from error
-        raise UserError(
+        raise DamagedError(
             f"checkpoint {folder} is damaged ({reason}); move {folder.parent} away to use the one "
             "before it"
         ) from error

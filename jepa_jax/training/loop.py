@@ -26,6 +26,7 @@ from jepa_jax.training.metrics import MetricsWriter
 from jepa_jax.training.periods import Timer, due
 from jepa_jax.training.preemption import notice_signals
 from jepa_jax.training.progress import Progress
+from jepa_jax.training.recovery import resume
 from jepa_jax.training.resume import check_resumable
 from jepa_jax.training.setup import Setup, set_up
 from jepa_jax.training.sharding import batch_sharding, local_rows
@@ -50,6 +51,7 @@ def train(
     draw: Callable[[int, Any], None] | None = None,
     initialize: Callable[[TrainState], TrainState] | None = None,
     accept_changed_data: bool = False,
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Trains to the end of the last epoch, from the newest checkpoint in `workdir` if there is one.
 
@@ -62,6 +64,7 @@ def train(
         checkpoint once it is being saved.
       initialize: changes the state before the first step of a new run.
       accept_changed_data: go on with other images than the newest checkpoint was trained on.
+      verify: compare the checkpoint to go on from with the digests in its manifest.
 
     Returns:
       step: steps taken; loss: of the last one, None if none was left to take.
@@ -87,6 +90,7 @@ def train(
         initialize,
         data=stream.identity,
         accept_changed_data=accept_changed_data,
+        verify=verify,
     )
     if start_step >= end_step:
         log.info("nothing to do: %d of %d steps are taken", start_step, end_step)
@@ -97,7 +101,7 @@ def train(
         draw(0, at_path(state, encoder))  # something to look at while the step is compiled
     step_for = _compile(config, workdir, setup, state, stream, start_step)
     diagnose = make_diagnostics(objective, setup.mesh)
-    manager = checkpoint.make_manager(workdir, config)
+    manager = checkpoint.make_manager(workdir, config, newest=start_step)
     first = jax.process_index() == 0  # the process that speaks and writes for all
     writer = MetricsWriter(workdir, start_step=start_step) if first else None
     progress = Progress(
@@ -211,23 +215,25 @@ def _start(
     *,
     data: DataIdentity,
     accept_changed_data: bool,
+    verify: bool,
 ) -> tuple[TrainState, int]:
     """The state to train from, and the steps that it has taken."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir {workdir}: can't write there: {error.strerror}") from error
-    start_step = checkpoint.latest_step(workdir)
-    if start_step is None:
+
+    def check(folder: pathlib.Path) -> None:
+        changed = check_resumable(folder, config, data, accept_changed_data=accept_changed_data)
+        for name, (saved, now) in changed.items():
+            log.warning("config.%s was %s and is %s from here on", name, saved, now)
+
+    found = resume(workdir, setup.like, objective, setup.mesh, check=check, verify=verify)
+    if found is None:
         state = setup.create()
         return (state if initialize is None else initialize(state)), 0
-    folder = checkpoint.find(workdir)
-    changed = check_resumable(folder, config, data, accept_changed_data=accept_changed_data)
-    for name, (saved, now) in changed.items():
-        log.warning("config.%s was %s and is %s from here on", name, saved, now)
-    state = checkpoint.restore(folder, setup.like, objective)
-    log.info("resumed from %s", folder)
-    return state, start_step
+    log.info("resumed from %s/checkpoints/%d", workdir.absolute(), found[1])
+    return found
 
 
 class _CompiledSteps:

@@ -95,9 +95,9 @@ def check_agreement(config: Config) -> None:
     if jax.process_count() == 1:
         return
     mine = {"config": to_dict(config), "code": _code_version()}
-    theirs = _from_process_0(mine)
+    theirs = from_process_0(mine)
     changed = differences(theirs, mine)
-    same = _gather(np.array([not changed]))
+    same = gather(np.array([not changed]))
     if same.all():
         return
     me = jax.process_index()
@@ -116,9 +116,9 @@ def check_same_data(data: DataIdentity) -> None:
     """
     if jax.process_count() == 1:
         return
-    theirs = _from_process_0(data._asdict())
-    sees = _gather(np.array([data.num_examples]))
-    same = _gather(np.array([data._asdict() == theirs]))
+    theirs = from_process_0(data._asdict())
+    sees = gather(np.array([data.num_examples]))
+    same = gather(np.array([data._asdict() == theirs]))
     if not same.all():
         others = "; ".join(f"process {i} has {sees[i]}" for i in np.flatnonzero(~same))
         raise UserError(
@@ -136,12 +136,12 @@ def check_shared(workdir: pathlib.Path) -> None:
     if jax.process_count() == 1:
         return
     exists = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    name = _from_process_0(f".jepa_jax-{os.getpid()}")
+    name = from_process_0(f".jepa_jax-{os.getpid()}")
     if jax.process_index() == 0:
         with contextlib.suppress(OSError):
             (exists / name).touch()
     multihost_utils.sync_global_devices("written")
-    seen = _gather(np.array([(exists / name).exists()]))
+    seen = gather(np.array([(exists / name).exists()]))
     if jax.process_index() == 0:
         (exists / name).unlink(missing_ok=True)
     if not seen.all():
@@ -152,13 +152,15 @@ def check_shared(workdir: pathlib.Path) -> None:
         )
 
 
-def _gather(x: np.ndarray) -> np.ndarray:
+def gather(x: np.ndarray) -> np.ndarray:
     """An array of each process, one after another."""
     return np.asarray(multihost_utils.process_allgather(x)).reshape(-1, *x.shape[1:])
 
 
-def _from_process_0(value: Any) -> Any:
+def from_process_0(value: Any) -> Any:
     """Process 0's value, in every process; anything that JSON can hold."""
+    if jax.process_count() == 1:
+        return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     padded = np.zeros(size, np.uint8)
