@@ -38,6 +38,7 @@ from jepa_jax.planning.needs import plan, table, topology_devices, virtual_devic
 from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.full_disk import full_disk_in_one_line
+from jepa_jax.training.lock import only_run_in
 from jepa_jax.training.loop import train
 from jepa_jax.training.outlook import outlook
 from jepa_jax.training.processes import check_agreement, check_same_data, check_shared, join, leave
@@ -89,7 +90,7 @@ def pretrain(
             initialize = starting_from(weights, config, objective)
         else:
             log.info("--init: the run in %s has begun, and goes on from its own weights", workdir)
-    with full_disk_in_one_line(workdir):
+    with full_disk_in_one_line(workdir), only_run_in(workdir):
         return train(
             config,
             workdir,

@@ -95,7 +95,7 @@ def check_agreement(config: Config) -> None:
     if jax.process_count() == 1:
         return
     mine = {"config": to_dict(config), "code": _code_version()}
-    theirs = _from_process_0(mine)
+    theirs = from_process_0(mine)
     changed = differences(theirs, mine)
     same = _gather(np.array([not changed]))
     if same.all():
@@ -116,7 +116,7 @@ def check_same_data(data: DataIdentity) -> None:
     """
     if jax.process_count() == 1:
         return
-    theirs = _from_process_0(data._asdict())
+    theirs = from_process_0(data._asdict())
     sees = _gather(np.array([data.num_examples]))
     same = _gather(np.array([data._asdict() == theirs]))
     if not same.all():
@@ -136,7 +136,7 @@ def check_shared(workdir: pathlib.Path) -> None:
     if jax.process_count() == 1:
         return
     exists = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    name = _from_process_0(f".jepa_jax-{os.getpid()}")
+    name = from_process_0(f".jepa_jax-{os.getpid()}")
     if jax.process_index() == 0:
         with contextlib.suppress(OSError):
             (exists / name).touch()
@@ -157,7 +157,7 @@ def _gather(x: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x)).reshape(-1, *x.shape[1:])
 
 
-def _from_process_0(value: Any) -> Any:
+def from_process_0(value: Any) -> Any:
     """Process 0's value, in every process; anything that JSON can hold."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
