@@ -9,6 +9,11 @@ would need, as a table and as JSON:
     python -m jepa_jax.train --config configs/in1k_vith14_ep300.py --plan --topology v5e:16x16
 """
 
+from jepa_jax.command_line import make_parser, run_command, sigterm_is_preemption
+
+if __name__ == "__main__":
+    sigterm_is_preemption()  # before the slow imports
+
 import argparse
 import logging
 import pathlib
@@ -20,7 +25,6 @@ import jax
 import numpy as np
 
 from jepa_jax.batch.masks import MultiBlock, check_feasible
-from jepa_jax.command_line import make_parser, run_command
 from jepa_jax.config import Config, DataConfig, resolve, to_dict
 from jepa_jax.config.derived import ImageFacts
 from jepa_jax.config.files import load_config, override
