@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from jepa_jax.command_line import sigterm_is_preemption
+
 # Written out, so that the list is printed without importing what the commands need.
 COMMANDS = {
     "quickstart": "pretrains on bundled images, probes, draws: minutes on a CPU",
@@ -45,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     else:
         sys.argv = [f"jepa-jax {command}", *arguments]
+        if command == "train":
+            sigterm_is_preemption()
         try:
             name = f"jepa_jax.{command}"
             module = importlib.import_module(f"{name}.__main__" if command == "data" else name)

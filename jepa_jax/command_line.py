@@ -11,12 +11,21 @@ import logging
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
+
+
+def sigterm_is_preemption() -> None:
+    """From here on SIGTERM ends this process at once with the exit code that has it run again.
+
+    For as long as there is nothing to save: training puts its own handler in place of this one.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(PreemptedError.exit_code))
 
 
 class _Parser(argparse.ArgumentParser):

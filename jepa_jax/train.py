@@ -9,6 +9,16 @@ would need, as a table and as JSON:
     python -m jepa_jax.train --config configs/in1k_vith14_ep300.py --plan --topology v5e:16x16
 """
 
+from jepa_jax.command_line import (
+    add_verify_argument,
+    make_parser,
+    run_command,
+    sigterm_is_preemption,
+)
+
+if __name__ == "__main__":
+    sigterm_is_preemption()  # before the slow imports
+
 import argparse
 import logging
 import pathlib
@@ -20,7 +30,6 @@ import jax
 import numpy as np
 
 from jepa_jax.batch.masks import MultiBlock, check_feasible
-from jepa_jax.command_line import add_verify_argument, make_parser, run_command
 from jepa_jax.config import Config, DataConfig, resolve, to_dict
 from jepa_jax.config.derived import ImageFacts
 from jepa_jax.config.files import load_config, override
@@ -38,6 +47,7 @@ from jepa_jax.planning.needs import plan, table, topology_devices, virtual_devic
 from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.full_disk import full_disk_in_one_line
+from jepa_jax.training.lock import only_run_in
 from jepa_jax.training.loop import train
 from jepa_jax.training.outlook import outlook
 from jepa_jax.training.processes import check_agreement, check_same_data, check_shared, join, leave
@@ -89,7 +99,7 @@ def pretrain(
             initialize = starting_from(weights, config, objective)
         else:
             log.info("--init: the run in %s has begun, and goes on from its own weights", workdir)
-    with full_disk_in_one_line(workdir):
+    with full_disk_in_one_line(workdir), only_run_in(workdir):
         return train(
             config,
             workdir,

@@ -117,14 +117,16 @@ create() {
 }
 
 install() {
-  local archive=/tmp/jepa_jax.tar.gz
+  local archive # in a folder that nobody else can write to
+  archive="$(mktemp -d)/jepa_jax.tar.gz"
   run git archive --format=tar.gz "--output=$archive" HEAD
   run gcloud compute tpus tpu-vm scp "$archive" "$name:jepa_jax.tar.gz" "${place[@]}" --worker=all
+  rm -r "$(dirname "$archive")"
   # The workers' own Python is too old; uv brings another.
   # shellcheck disable=SC2016  # HOME and PATH are the workers'
   on_workers all 'rm -rf jepa_jax/.installed jepa_jax/jepa_jax && mkdir -p jepa_jax && tar -xzf jepa_jax.tar.gz -C jepa_jax &&
 cd jepa_jax && export PATH="$HOME/.local/bin:$PATH" &&
-{ command -v uv || curl -LsSf https://astral.sh/uv/install.sh | sh; } &&
+{ command -v uv || python3 -m pip install --user --quiet uv; } &&
 bash launch/local.sh --accelerator tpu --install && touch .installed'
 }
 

@@ -2,8 +2,11 @@
 
 import json
 import pathlib
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import REPOSITORY, load_config_file
@@ -234,3 +237,20 @@ def test_overrides_are_parsed_as_python_literals():
 
 def test_without_overrides_the_file_is_what_counts():
     assert resolve(load_config(CONFIG, [])) == resolve(load_config_file("fashion_mnist"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which signals are handled")
+@pytest.mark.parametrize("command", [["jepa_jax.train"], ["jepa_jax", "train"]])
+def test_sigterm_during_the_imports_ends_as_preempted(command):
+    arguments = [sys.executable, "-m", *command, "--config=configs/debug.py", "--workdir=/nowhere"]
+    with subprocess.Popen(arguments, cwd=REPOSITORY, stderr=subprocess.DEVNULL) as process:
+        about = pathlib.Path(f"/proc/{process.pid}")
+        mask = 1 << (signal.SIGTERM - 1)
+        while process.poll() is None:
+            caught = re.search(r"SigCgt:\s*([0-9a-f]+)", (about / "status").read_text())
+            if int(caught[1], 16) & mask:
+                break
+            time.sleep(0.005)
+        assert "tensorflow" not in (about / "maps").read_text()  # or it came too late
+        process.terminate()
+        assert process.wait(60) == 75

@@ -63,6 +63,14 @@ def shapes_of_rank(*ranks):
     return [{"x": jax.ShapeDtypeStruct((2,) * rank, jnp.float32)} for rank in ranks]
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o700])
+def test_a_named_folder_where_others_may_write_is_warned_of(tmp_path, monkeypatch, caplog, mode):
+    tmp_path.chmod(mode)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    assert use_compilation_cache() == tmp_path
+    assert ("other users may write there" in caplog.text) == (mode != 0o700)
+
+
 def test_the_first_shape_can_be_used_while_the_others_compile():
     step, state = SlowStep(), jax.ShapeDtypeStruct((), jnp.float32)
     compiled = compile_ahead(step, state, shapes_of_rank(2, 1, 3))

@@ -1,6 +1,7 @@
 """Features, probes, diagnostics and pictures, against scikit-learn, NumPy and known answers."""
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -169,6 +170,21 @@ def test_metrics_of_steps_to_come_are_dropped_on_resuming(tmp_path):
         {"step": 20, "loss": 2.0},
         {"step": 25, "loss": 0.5},
     ]
+
+
+@pytest.mark.parametrize("damage", [b'{"step": 20, "lo', b"[]", b"\xff\xfe", b'{"loss": 1.0}'])
+def test_a_damaged_line_of_metrics_costs_that_line_alone_and_is_kept_aside(
+    tmp_path, caplog, damage
+):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 0.5}).encode() for step in (10, 20, 30)]
+    before = b"\n".join([lines[0], damage, lines[2], b""])
+    path.write_bytes(before)
+    assert [row["step"] for row in read_metrics(path)] == [10, 30]
+    MetricsWriter(tmp_path, start_step=30).close()
+    assert path.read_bytes() == b"\n".join([lines[0], lines[2], b""])
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == before
+    assert "left out: line 2; as it was: metrics.jsonl.damaged" in caplog.text
 
 
 def test_principal_colours_lie_in_0_to_1_and_ignore_positions():

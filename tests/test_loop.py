@@ -132,6 +132,7 @@ def test_checkpoints_are_kept_by_the_rules(tiny, tmp_path, source):
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, source, poison):
     """The loss is poisoned where a certain image is in the batch, all of whose pixels are 1."""
+    tiny.optimizer.max_skipped_steps = 1
     config = short_run(tiny, every_steps=4)
     objective = make_objective(config)
 
@@ -161,6 +162,47 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, source, poison)
         assert bad_step - 4 <= last_good < bad_step
         assert f"checkpoints/{last_good}" in str(stopped.value)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(final_state(config, tmp_path)))
+
+
+def poisoned_gradient(config, steps):
+    """The objective, with a gradient that is NaN at these steps, and a loss that is not."""
+    objective = make_objective(config)
+
+    def loss(params, state, batch, key, clock):
+        value, out = objective.loss(params, state, batch, key, clock)
+        bad = jnp.isin(clock.step, jnp.array([step - 1 for step in steps]))
+        some = jax.tree.leaves(params)[0].sum()
+        # Of value 0, and of gradient 0 or 0 / 0.
+        nothing = jnp.sqrt(jnp.where(bad, 0.0 * some, 1.0)) - jnp.where(bad, 0.0, 1.0)
+        return value + nothing, out
+
+    return objective._replace(loss=loss)
+
+
+@pytest.mark.parametrize("steps", [(9, 10), (20,)])  # a checkpoint's; the last one
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_never_saved(
+    tiny, tmp_path, source, steps, caplog
+):
+    config = short_run(tiny, every_steps=10, keep_last=5)
+    result = start(config, tmp_path, source, objective=poisoned_gradient(config, steps))
+    assert result["step"] == LAST_STEP
+    assert np.isfinite(result["loss"])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(final_state(config, tmp_path)))
+    skipped = [row["step"] for row in rows(tmp_path) if "skipped" in row]
+    assert skipped == list(steps)
+    losses = {row["step"] for row in rows(tmp_path) if "loss" in row}
+    assert losses == set(range(1, LAST_STEP + 1)) - set(steps)
+    assert f"of step {steps[0]} is" in caplog.text
+
+
+def test_gradients_that_are_not_finite_in_a_row_stop_the_run_at_the_last_good_state(
+    tiny, tmp_path, source
+):
+    config = short_run(tiny, every_steps=4)
+    with pytest.raises(StoppedRunError, match=r"max_skipped_steps = 3; .*checkpoints/4") as stopped:
+        start(config, tmp_path, source, objective=poisoned_gradient(config, (2, 3, 5, 6, 7)))
+    assert stopped.value.exit_code == 3
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(final_state(config, tmp_path)))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ijepa_loss, load_config_file
+from jax.sharding import AxisType
 
 from jepa_jax.batch.spec import BatchSpec
 from jepa_jax.config import resolve
@@ -284,3 +285,31 @@ def test_a_step_is_traced_once_however_often_it_is_taken(config, one_device, lin
     with pytest.raises(AssertionError, match="traced > 1 times"):
         step(state, {"x": lines_batch["x"][:2]})  # another shape
     chex.clear_trace_counter()
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])  # the square of the last is infinite
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(
+    config, lines_batch, devices, poison
+):
+    mesh = jax.make_mesh(
+        (devices, 1, 1),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=jax.devices()[:devices],
+    )
+    step, start = set_up(line_objective(), config, mesh)
+    state, metrics = step(start(), lines_batch)
+    assert metrics["skipped"] == 0
+    before = jax.device_get(state)
+    bad = {"x": lines_batch["x"].at[5, 1].set(poison)}  # one example, on one device
+    after, metrics = jax.device_get(step(state, bad))
+    assert metrics["skipped"] == 1
+    assert not np.isfinite(metrics["loss"])
+    for old, new in zip(*map(jax.tree.leaves, (before, after)), strict=True):
+        np.testing.assert_array_equal(new, old + 1 if old.dtype == np.int32 else old)
+    state, metrics = step(after, lines_batch)
+    assert metrics["skipped"] == 0
+    np.testing.assert_allclose(metrics["lr"], 1e-2 / 3, rtol=1e-6)  # of step 2
+    old, new = (jax.device_get(x).params["encoder"]["kernel"] for x in (before, state))
+    assert not np.array_equal(old, new)

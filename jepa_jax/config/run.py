@@ -78,6 +78,8 @@ class OptimizerConfig:
     b2: ShareBelowOne = 0.999
     eps: AboveZero = 1e-8
     clip_norm: AboveZero | None = None  # largest global norm of the gradient; None: no clipping
+    # A step whose loss or gradient is not finite changes nothing; so many in a row stop the run.
+    max_skipped_steps: Positive = 3
     # Stretches every schedule's horizon beyond the end of training.
     ipe_scale: Annotated[
         float, Bound("be at least 1, or the schedules would end too early", lambda x: x >= 1)

@@ -44,7 +44,7 @@ def read_crops(
     windows = np.concatenate([first, last - first], axis=1).astype(np.int32)
     factors = np.asarray(size) / scaled[:, 2:]
     shifts = (first - scaled[:, :2]) * factors
-    # Of the second of two sides, with which a side at a time is resized (below), there is nothing.
+    # Each side is resized by itself: the other one then has a scale of 1 and a shift of 0.
     placed = [factors, np.ones_like(factors), shifts, np.zeros_like(shifts)]
     places = np.stack(placed, axis=-1).astype(np.float32)  # [n, 2 sides, 4]
     program = _program(len(data), size, channels, interpolation, ratio)
@@ -56,7 +56,7 @@ def read_crops(
 def _program(
     n: int, size: tuple[int, int], channels: int, interpolation: Interpolation, ratio: int
 ) -> Callable[..., tf.Tensor]:
-    """As few operations an image as can be: each small one costs as much as 10,000 samples.
+    """Decodes and resizes n crops, with few operations an image: starting one costs time too.
 
     A side at a time is resized, with the other side and the channels as one: TensorFlow's kernel is
     nearly twice as fast on long rows of contiguous numbers as on an image.

@@ -6,6 +6,7 @@ them, and the test features are used once, for the number that is reported.
 
 import dataclasses
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,9 @@ from threadpoolctl import threadpool_limits
 
 from jepa_jax.config import ProbeConfig
 from jepa_jax.errors import UserError
+
+# Else scikit-learn asks lscpu, and prints a traceback where that can't tell (no /sys, in a chroot).
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(os.cpu_count() or 1))
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,20 @@ def use_compilation_cache() -> pathlib.Path | None:
     """Turns on JAX's persistent cache in a folder that only this user can enter.
 
     Compiled programs are code that JAX runs without question, so they are never shared. A folder
-    named in JAX_COMPILATION_CACHE_DIR is used as it is.
+    named in JAX_COMPILATION_CACHE_DIR is used as it is, with a warning if others may write there.
 
     Returns:
       The folder, or None where none can be made: everything is then compiled in each run.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+        folder = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+        if folder.is_dir() and folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            log.warning(
+                "JAX_COMPILATION_CACHE_DIR = %s: other users may write there, and what they write "
+                "runs as your program; chmod 700 it, or unset the variable",
+                folder,
+            )
+        return folder
     try:
         root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         folder = pathlib.Path(root) / "jepa_jax" / "xla"

@@ -67,12 +67,12 @@ def train(
       verify: compare the checkpoint to go on from with the digests in its manifest.
 
     Returns:
-      step: steps taken; loss: of the last one, None if none was left to take.
+      step: steps taken; loss: of the last one that counted, None if there was none.
 
     Raises:
       UserError: the configuration does not fit the data, the devices or the run in `workdir`;
         nothing has been written then.
-      StoppedRunError: the loss was not finite, or an image could not be read.
+      StoppedRunError: steps in a row were not finite, or an image could not be read.
       PreemptedError: SIGTERM or SIGINT came; the state has been saved.
     """
     end_step = config.epochs * stream.steps_per_epoch
@@ -110,18 +110,28 @@ def train(
     # Steps whose numbers are not fetched yet: (step, metrics, whether they are written).
     pending: collections.deque[tuple[int, dict[str, jax.Array], bool]] = collections.deque()
     counts, loss, waits = collections.Counter[str](), math.nan, InputWait()
+    skipped = 0  # steps in a row
 
     def settle(keep: int) -> None:
         """Fetches the numbers of all steps but the newest `keep`; writes those that are due."""
-        nonlocal loss
+        nonlocal loss, skipped
         while len(pending) > keep:
             step, metrics, written = pending.popleft()
-            loss = float(metrics["loss"])
-            if not math.isfinite(loss):
-                manager.wait_until_finished()  # the last save may still be on its way
-                raise StoppedRunError(_advice(step, loss, workdir))
+            if metrics["skipped"]:
+                skipped += 1
+                what = "the loss of step {} is {:g}, the norm of its gradient {:g}".format(
+                    step, float(metrics["loss"]), float(metrics["gradient_norm"])
+                )
+                log.warning("%s: it changes nothing", what)
+                if writer is not None:
+                    writer.write(step, {"skipped": 1.0})
+                if skipped >= config.optimizer.max_skipped_steps:
+                    manager.wait_until_finished()  # the last save may still be on its way
+                    raise StoppedRunError(_advice(what, skipped, workdir))
+                continue
+            loss, skipped = float(metrics["loss"]), 0
             if written and writer is not None:
-                values = {name: float(value) for name, value in metrics.items()}
+                values = {name: float(x) for name, x in metrics.items() if name != "skipped"}
                 values["input_wait"] = waits.share()
                 speed = progress.report(step, values)
                 writer.write(step, values | {"images_per_second": speed})
@@ -133,7 +143,7 @@ def train(
                     progress.say(f"    {advice}")
 
     def save(step: int, *, drawn: bool = True) -> None:
-        settle(keep=0)  # only a state that came from finite numbers is worth keeping
+        settle(keep=0)  # the rows up to here are written before the checkpoint counts
         checkpoint.save(manager, state, config, objective, stream.identity)
         log.info("saving checkpoint %d", step)
         save_timer.reset()
@@ -203,7 +213,7 @@ def train(
                     closing.callback(writer.close)
                 closing.callback(manager.close)
                 closing.callback(manager.wait_until_finished)
-    return {"step": end_step, "loss": loss}
+    return {"step": end_step, "loss": loss if math.isfinite(loss) else None}
 
 
 def _start(
@@ -294,11 +304,11 @@ def _shape_key(batch: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
     return tuple(batch[name].shape for name in sorted(batch))
 
 
-def _advice(step: int, loss: float, workdir: pathlib.Path) -> str:
+def _advice(what: str, skipped: int, workdir: pathlib.Path) -> str:
     saved = checkpoint.latest_step(workdir)
     good = f"the last good checkpoint is {workdir}/checkpoints/{saved}"
     return (
-        f"the loss of step {step} is {loss}; {good if saved else 'there is no checkpoint yet'}. "
-        "Try a lower optimizer.lr, a longer optimizer.warmup_epochs, optimizer.clip_norm = 1.0, or "
-        "compute.dtype = float32"
+        f"{what}; as many steps in a row as config.optimizer.max_skipped_steps = {skipped}; "
+        f"{good if saved else 'there is no checkpoint yet'}. Try a lower optimizer.lr, a longer "
+        "optimizer.warmup_epochs, optimizer.clip_norm = 1.0, or compute.dtype = float32"
     )

@@ -1,8 +1,10 @@
 """Metrics of a run on disk: `metrics.jsonl`, one line per row, and TensorBoard."""
 
 import json
+import logging
 import os
 import pathlib
+import shutil
 import sys
 from typing import Any
 
@@ -17,6 +19,9 @@ finally:
         del sys.modules["torch"]
 
 
+log = logging.getLogger(__name__)
+
+
 class MetricsWriter:
     """Appends rows of scalars. A resumed run first drops the rows of steps it will take again.
 
@@ -26,7 +31,13 @@ class MetricsWriter:
 
     def __init__(self, workdir: pathlib.Path, *, start_step: int):
         self.path = workdir / "metrics.jsonl"
-        self.rows = [row for row in read_metrics(self.path) if row["step"] <= start_step]
+        rows, damaged = _read(self.path)
+        if damaged:
+            kept = self.path.with_name("metrics.jsonl.damaged")
+            shutil.copyfile(self.path, kept)
+            listed = ", ".join(map(str, damaged[:5])) + (" ..." if len(damaged) > 5 else "")
+            log.warning("%s: left out: line %s; as it was: %s", self.path, listed, kept.name)
+        self.rows = [row for row in rows if row["step"] <= start_step]
         replacement = self.path.with_suffix(".tmp")
         replacement.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         os.replace(replacement, self.path)
@@ -49,12 +60,22 @@ class MetricsWriter:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that a crash cut short is left out."""
-    rows = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-    return rows
+    """The rows of a `metrics.jsonl`; what a crash cut short, or is no row, is left out."""
+    return _read(path)[0]
+
+
+def _read(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The rows, and the numbers of the damaged lines, but for a last one that was cut short."""
+    rows, damaged = [], []
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            whole = isinstance(row, dict) and isinstance(row.get("step"), int)
+        except ValueError:
+            whole = False
+        if whole:
+            rows.append(row)
+        elif number < len(lines):
+            damaged.append(number)
+    return rows, damaged

@@ -38,7 +38,8 @@ def make_train_step(
 
     Returns:
       (state, batch) -> (next state, metrics). The metrics are float32 scalars of this step: loss,
-      lr, weight_decay, the global norms of gradient and parameters, and what the objective adds.
+      lr, weight_decay, the global norms of gradient and parameters, skipped, and what the objective
+      adds. A step whose loss or gradient is not finite is skipped (1.0, else 0.0): see `keep`.
     """
     objective_state = optax.with_extra_args_support(objective.state(schedules.horizon))
     first_steps = objective.trains(state.params) if objective.trains else None
@@ -74,6 +75,8 @@ def make_train_step(
         (loss, out), gradient = loss_and_gradient(state, batch)
         if first_steps is not None:
             gradient = hold(gradient, first_steps, state.step)
+        gradient_norm = optax.tree.norm(gradient)  # not finite if any number of it is not
+        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         if first_steps is not None:  # weight decay too
             updates = hold(updates, first_steps, state.step)
@@ -85,11 +88,13 @@ def make_train_step(
             "loss": loss,
             "lr": schedules.learning_rate(state.step),
             "weight_decay": schedules.weight_decay(state.step),
-            "gradient_norm": optax.tree.norm(gradient),
+            "gradient_norm": gradient_norm,
             "parameter_norm": optax.tree.norm(params),
+            "skipped": 1.0 - finite,
             **out.get("metrics", {}),
         }
-        return TrainState(state.step + 1, params, optimizer_state, new_objective_state), metrics
+        new = TrainState(state.step + 1, params, optimizer_state, new_objective_state)
+        return keep(state, new, unless=finite), metrics
 
     shardings = tree_shardings(state, mesh)
     return jax.jit(
@@ -98,3 +103,18 @@ def make_train_step(
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0 if donate else (),
     )
+
+
+def keep(old: TrainState, new: TrainState, *, unless: Array) -> TrainState:
+    """The new state, or the old one with the counters of the new one.
+
+    So neither the parameters nor the moments nor a moving average ever see a number that is not
+    finite, and all devices decide alike; but the step and the schedules go on, with other examples.
+    """
+
+    def one(before: Array, after: Array) -> Array:
+        if jnp.issubdtype(after.dtype, jnp.integer):
+            return after
+        return jnp.where(unless, after, before)
+
+    return jax.tree.map(one, old, new)
