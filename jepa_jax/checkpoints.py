@@ -63,7 +63,7 @@ def main() -> None:
     parser = make_parser("jepa_jax.checkpoints", __doc__)
     parser.add_argument("verb", choices=("list", "verify"), metavar="VERB", help="list or verify")
     parser.add_argument("workdir", type=pathlib.Path, metavar="DIR")
-    damaged = []
+    damaged: list[str] = []
 
     def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
         if overrides:
