@@ -48,8 +48,9 @@ class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
     async def finalize(self) -> None:
         await super().finalize()
         folder = pathlib.Path(self.get_final())
-        await asyncio.to_thread(write_manifest, folder)
-        (folder.parent.parent / NEVER_SAVED).unlink(missing_ok=True)
+        if folder.parent.name == "checkpoints":  # else one of the items of a checkpoint
+            await asyncio.to_thread(write_manifest, folder)
+            (folder.parent.parent / NEVER_SAVED).unlink(missing_ok=True)
 
 
 def make_manager(
