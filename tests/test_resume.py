@@ -293,8 +293,12 @@ def test_images_that_moved_are_the_same_and_an_old_checkpoint_does_not_say(
     stopped, tmp_path, caplog, has_identity
 ):
     folder = shutil.copytree(stopped, tmp_path / "copy")
-    if not has_identity:
-        shutil.rmtree(checkpoint.find(folder / "run") / "data")
+    if not has_identity:  # as format 2 was before it had one
+        saved = checkpoint.find(folder / "run")
+        shutil.rmtree(saved / "data")
+        (saved / "manifest.json").unlink()
+        config = saved / "config" / "metadata"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"format": 2}))
     assert resume(folder) == 20
     assert ("could not be checked that these 80 are the same" in caplog.text) != has_identity
     assert checkpoint.read_data(checkpoint.find(folder / "run")).num_examples == 80

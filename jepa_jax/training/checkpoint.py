@@ -31,7 +31,7 @@ from jepa_jax.objectives.objective import Objective, at_path, replace_at_path
 from jepa_jax.training.items import read_item
 from jepa_jax.training.manifest import write_manifest
 from jepa_jax.training.state import TrainState
-from jepa_jax.training.steps import NEVER_SAVED, StepNames, set_aside
+from jepa_jax.training.steps import NEVER_SAVED, StepNames, set_aside, step_folders
 from jepa_jax.training.steps import find as find  # part of this module's interface
 from jepa_jax.training.steps import latest_step as latest_step
 
@@ -62,6 +62,11 @@ def make_manager(
       newest: steps of the checkpoint that the run goes on from: whatever is newer is no part of
         the run; None: all are.
     """
+    newer = [
+        folder
+        for folder in step_folders(workdir)
+        if newest is not None and int(folder.name) > newest
+    ]
     return ocp.CheckpointManager(
         workdir.absolute() / "checkpoints",
         options=ocp.CheckpointManagerOptions(
@@ -70,7 +75,7 @@ def make_manager(
             create=True,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
-            step_name_format=StepNames(newest),
+            step_name_format=StepNames(hidden=newer),
             temporary_path_class=_WithManifest,
         ),
     )

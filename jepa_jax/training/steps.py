@@ -4,6 +4,7 @@ A step's folder is called by the steps taken, as a plain number. A folder of any
 symbolic link, is never read as a step.
 """
 
+import contextlib
 import logging
 import pathlib
 import re
@@ -129,22 +130,24 @@ def tell_if_unverified(folder: pathlib.Path) -> None:
 
 
 class StepNames(ocp.path.step.NameFormat[Any]):
-    """What Orbax takes for a step: what `step_folders` does, and nothing newer than `newest`.
+    """What Orbax takes for a step: what `step_folders` does, but for some folders.
 
     So a link or a folder that could not be read neither counts among those kept, nor stops a save.
     """
 
-    def __init__(self, newest: int | None):
-        self._newest = newest
+    def __init__(self, hidden: Collection[pathlib.Path]):
+        # By identity: a step of the same name that is saved later is no longer hidden.
+        self._hidden = {_identity(folder) for folder in hidden}
 
     def build_name(self, step: int) -> str:
         return str(step)
 
     def find_all(self, base_path: Any) -> Iterator[Any]:
         for folder in step_folders(pathlib.Path(base_path).parent):
-            step = int(folder.name)
-            if self._newest is None or step <= self._newest:
-                yield ocp.path.step.Metadata(step=step, path=ocp.path.step.epath.Path(folder))
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                if _identity(folder) not in self._hidden:
+                    path = ocp.path.step.epath.Path(folder)
+                    yield ocp.path.step.Metadata(step=int(folder.name), path=path)
 
     def find_step(self, base_path: Any, step: int) -> Any:
         for found in self.find_all(base_path):
@@ -161,6 +164,11 @@ def _unfit(
     if fault is None:
         fault = find_fault(folder, items(folder), digests=digests)
     return None if fault is None else str(fault)
+
+
+def _identity(folder: pathlib.Path) -> tuple[int, int]:
+    stat = folder.stat()
+    return stat.st_dev, stat.st_ino
 
 
 def _listed(workdir: pathlib.Path) -> list[pathlib.Path]:
