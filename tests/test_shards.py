@@ -121,9 +121,8 @@ def test_a_run_that_goes_on_from_shards_ends_as_on_the_folder_bit_for_bit(
     run("folder", "folder", folder, 4)
     run("switched", "folder", folder, 2)
     run("switched", "shards", shards, 4)
-    ours, theirs = (
-        read_metrics(tmp_path / name / "metrics.jsonl") for name in ("folder", "switched")
-    )
+    names = ("folder", "switched")
+    ours, theirs = (read_metrics(tmp_path / name / "metrics.jsonl") for name in names)
     losses = [[row["loss"] for row in rows if "loss" in row] for rows in (ours, theirs)]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4

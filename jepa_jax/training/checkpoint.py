@@ -104,6 +104,8 @@ def save(
     if data is not None:
         items["data"] = ocp.args.JsonSave(data._asdict())
     step = int(state.step)
+    if step == manager.latest_step():  # by the clock, and by a signal after the same step
+        return
     folder = pathlib.Path(manager.directory) / str(step)
     if jax.process_index() == 0 and step not in manager.all_steps() and _exists(folder):
         log.warning("warning: %s is in the way, and is now %s", folder, set_aside(folder).name)
