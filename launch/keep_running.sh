@@ -13,6 +13,8 @@ trap 'asked_to_stop=yes; kill -TERM "$child" 2>/dev/null' TERM INT
 while true; do
   "$@" &
   child=$!
+  # One that came before the line above had nobody to be passed on to.
+  if [ "$asked_to_stop" = yes ]; then kill -TERM "$child" 2>/dev/null; fi
   # A signal ends `wait`, but not the child, which may have a checkpoint to write.
   while kill -0 "$child" 2>/dev/null; do wait "$child"; done
   wait "$child"
