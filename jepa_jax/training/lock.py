@@ -26,16 +26,14 @@ def only_run_in(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
       UserError: in every process: another run holds it, or nothing can be written there.
     """
-    first = jax.process_index() == 0
     with contextlib.ExitStack() as held:
         refused = None
-        if first:
+        if jax.process_index() == 0:
             try:
                 held.enter_context(_locked(workdir))
             except UserError as error:
                 refused = str(error)
-        if jax.process_count() > 1:
-            refused = from_process_0(refused)
+        refused = from_process_0(refused)
         if refused is not None:
             raise UserError(refused)
         yield
