@@ -10,7 +10,9 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from jepa_jax.data.decode import MAX_PIXELS, BadImageError, Pixels, read_crop, resize
+from jepa_jax.data import resize as resizing
+from jepa_jax.data.decode import MAX_PIXELS, BadImageError, Pixels, read_crop
+from jepa_jax.data.resize import resize
 
 RGB, GRAY = Pixels(3, np.dtype(np.uint8)), Pixels(1, np.dtype(np.uint8))
 WIDE = Pixels(1, np.dtype(np.uint16))
@@ -196,6 +198,21 @@ def test_resizing_is_the_antialiased_filter(interpolation, size, dtype):
     if interpolation == "bilinear":
         theirs = tf.image.resize(image, size, antialias=True).numpy()
         assert np.abs(ours - theirs).max() <= 1.1
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_where_the_library_has_no_wheel_pillow_gives_the_same_within_one(
+    interpolation, channels, monkeypatch
+):
+    image, box = smooth(50, 37)[..., :channels], (2.5, 1.25, 30.0, 44.5)
+    both = [resize(image, (31, 22), interpolation, box).astype(int)]
+    monkeypatch.setattr(resizing, "cykooz_resizer", None)
+    both.append(resize(image, (31, 22), interpolation, box).astype(int))
+    assert both[0].shape == both[1].shape == (31, 22, channels)
+    assert np.abs(both[0] - both[1]).max() <= 1
+    moved = resize(image, (31, 22), interpolation, (3.5, 1.25, 30.0, 44.5)).astype(int)
+    assert np.abs(both[0] - moved).max() > 1
 
 
 @pytest.mark.parametrize("channels", [2, 4, 5])

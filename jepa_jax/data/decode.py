@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from jepa_jax.data.jpeg import Interpolation, read_crops
+from jepa_jax.data.jpeg import read_crops
+from jepa_jax.data.resize import Interpolation, resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 100_000_000  # of one image: 300 MB decoded; a header can claim any size
@@ -19,7 +20,6 @@ _PIXELS_AT_ONCE = 50_000_000  # of several images; more are decoded one after th
 _ORIENTATION = 0x0112  # EXIF tag
 
 BoxOf = Callable[[int, int], np.ndarray]  # (height, width) -> top, left, height, width
-_METHODS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class BadImageError(Exception):
@@ -264,24 +264,6 @@ def to_dtype(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype == np.uint16:
         return x.astype(np.uint16) * np.uint16(257)
     return ((x.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def resize(x: np.ndarray, size: tuple[int, int], interpolation: Interpolation) -> np.ndarray:
-    """[h, w, C] to another height and width, with an antialiasing filter where it gets smaller."""
-    method, new = _METHODS[interpolation], (size[1], size[0])
-    if x.shape[:2] == size:
-        return x
-    channels = x.shape[-1]
-    if x.dtype == np.uint8 and channels in (1, 3):
-        image = Image.fromarray(x[..., 0] if channels == 1 else x)
-        return np.asarray(image.resize(new, method)).reshape(*size, channels)
-    # Pillow has no images of 16 bits and several channels, and weighs colours by opacity.
-    planes = [
-        np.asarray(Image.fromarray(x[..., c].astype(np.float32)).resize(new, method))
-        for c in range(channels)
-    ]
-    most = np.iinfo(x.dtype).max
-    return np.stack(planes, axis=-1).round().clip(0, most).astype(x.dtype)
 
 
 def turn_upright(x: np.ndarray, orientation: int) -> np.ndarray:

@@ -13,13 +13,12 @@ from jepa_jax.data.crops import Crop
 from jepa_jax.data.decode import (
     BadImageError,
     Header,
-    Interpolation,
     Pixels,
     decode_crops,
     read_crop,
     read_header,
-    resize,
 )
+from jepa_jax.data.resize import Interpolation, resize
 from jepa_jax.errors import UserError
 
 log = logging.getLogger(__name__)
