@@ -25,6 +25,22 @@ class BadDataError(StoppedRunError):
     """Too many images can't be read; all that was learned up to there is good."""
 
 
+class StalledInputError(StoppedRunError):
+    """No batch came for too long; all that was learned up to there is good."""
+
+
+class DivergedError(StoppedRunError):
+    """The numbers of the run went wrong.
+
+    Attributes:
+      before: the step from which on they were.
+    """
+
+    def __init__(self, message: str, *, before: int):
+        super().__init__(message)
+        self.before = before
+
+
 class PreemptedError(Exception):
     """The machine asked for its resources back; the same command resumes the run."""
 

@@ -36,7 +36,7 @@ from jepa_jax.config.files import load_config, override
 from jepa_jax.data.facts import image_facts
 from jepa_jax.data.sources import open_source
 from jepa_jax.data.stream import make_stream
-from jepa_jax.errors import StoppedRunError, UserError
+from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
 from jepa_jax.evaluation.gallery import make_gallery
 from jepa_jax.evaluation.online import online_knn
 from jepa_jax.interop.hub import local_path
@@ -51,6 +51,7 @@ from jepa_jax.training.lock import only_run_in
 from jepa_jax.training.loop import train
 from jepa_jax.training.outlook import outlook
 from jepa_jax.training.processes import check_agreement, check_same_data, check_shared, join, leave
+from jepa_jax.training.stalls import input_hangs
 from jepa_jax.warm_start import read_weights, starting_from
 
 log = logging.getLogger("jepa_jax.train")  # which `python -m` calls __main__
@@ -235,8 +236,8 @@ def main() -> None:
                 verify=arguments.verify,
             )
             result["workdir"] = str(arguments.workdir)
-        except (StoppedRunError, UserError) as error:
-            if jax.process_count() > 1:
+        except (StoppedRunError, UserError, PreemptedError) as error:
+            if input_hangs() or (jax.process_count() > 1 and not isinstance(error, PreemptedError)):
                 leave(error)
             raise
         return result if jax.process_index() == 0 else None

@@ -80,6 +80,8 @@ class OptimizerConfig:
     clip_norm: AboveZero | None = None  # largest global norm of the gradient; None: no clipping
     # A step whose loss or gradient is not finite changes nothing; so many in a row stop the run.
     max_skipped_steps: Positive = 3
+    # So many steps in a row whose loss is far above those before them stop the run; None: never.
+    max_spike_steps: Positive | None = 100
     # Stretches every schedule's horizon beyond the end of training.
     ipe_scale: Annotated[
         float, Bound("be at least 1, or the schedules would end too early", lambda x: x >= 1)
@@ -136,6 +138,8 @@ class Config:
     logging: LoggingConfig = LoggingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     profile: ProfileConfig = ProfileConfig()
+    # A batch, or a step, that takes longer ends the run with exit code 3; None: never.
+    stall_minutes: AboveZero | None = 15.0
     debug: bool = False  # overfit the first batch, find where a NaN arises, print the parameters
 
     @property

@@ -18,6 +18,7 @@ import asyncio
 import json
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from jepa_jax.config import Config, from_mapping, to_dict
 from jepa_jax.config.formats import upgrade, with_format
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.objectives.objective import Objective, at_path, replace_at_path
+from jepa_jax.training.alarms import before_spikes
 from jepa_jax.training.items import read_item
 from jepa_jax.training.manifest import write_manifest
 from jepa_jax.training.state import TrainState
@@ -53,12 +55,32 @@ class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
             (folder.parent.parent / NEVER_SAVED).unlink(missing_ok=True)
 
 
+class _Kept:
+    """The run's rules of which checkpoints to keep, in the form that Orbax asks for them."""
+
+    def __init__(self, config: Config, spikes: Sequence[int]):
+        self._config = config.checkpoint
+        self._spikes = spikes  # it grows while the run goes on
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-self._config.keep_last :], *before_spikes(steps, self._spikes)}
+        period = self._config.keep_every_steps
+        return [step in kept or (period is not None and step % period == 0) for step in steps]
+
+
 def make_manager(
-    workdir: pathlib.Path, config: Config, *, newest: int | None = None
+    workdir: pathlib.Path,
+    config: Config,
+    *,
+    newest: int | None = None,
+    spikes: Sequence[int] = (),
 ) -> ocp.CheckpointManager:
     """The manager of a run's checkpoints, with the run's rules of which to keep.
 
     Args:
+      spikes: steps with a loss spike; the last checkpoint before one is kept.
       newest: steps of the checkpoint that the run goes on from: whatever is newer is no part of
         the run; None: all are.
     """
@@ -70,8 +92,7 @@ def make_manager(
     return ocp.CheckpointManager(
         workdir.absolute() / "checkpoints",
         options=ocp.CheckpointManagerOptions(
-            max_to_keep=config.checkpoint.keep_last,
-            keep_period=config.checkpoint.keep_every_steps,
+            preservation_policy=_Kept(config, spikes),
             create=True,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,

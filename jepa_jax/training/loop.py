@@ -15,30 +15,32 @@ from jax.sharding import Mesh
 
 from jepa_jax.batch.spec import DataIdentity, Shapes, Stream, first_view
 from jepa_jax.config import Config
-from jepa_jax.errors import BadDataError, PreemptedError, StoppedRunError, UserError
+from jepa_jax.errors import (
+    BadDataError,
+    DivergedError,
+    PreemptedError,
+    StalledInputError,
+    StoppedRunError,
+    UserError,
+)
 from jepa_jax.objectives.objective import Objective, at_path
 from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import compile_ahead
 from jepa_jax.training.debugging import describe_nan, parameter_table, write_programs
 from jepa_jax.training.diagnostics import make_diagnostics
-from jepa_jax.training.input_wait import InputWait
-from jepa_jax.training.metrics import MetricsWriter
 from jepa_jax.training.periods import Timer, due
 from jepa_jax.training.preemption import notice_signals
-from jepa_jax.training.progress import Progress
 from jepa_jax.training.recovery import resume
 from jepa_jax.training.resume import check_resumable
+from jepa_jax.training.run_log import RunLog
 from jepa_jax.training.setup import Setup, set_up
 from jepa_jax.training.sharding import batch_sharding, local_rows
+from jepa_jax.training.stalls import Interrupted, in_time
 from jepa_jax.training.state import TrainState
 from jepa_jax.training.step import TrainStep
-from jepa_jax.training.verdict import verdict
+from jepa_jax.training.steps import step_folders
 
 log = logging.getLogger(__name__)
-
-# Steps that the devices may be behind the loop: enough to keep them busy, few enough that a loss
-# that is not finite is seen at once. Numbers are only ever fetched from steps this far back.
-_STEPS_IN_FLIGHT = 4
 
 
 def train(
@@ -101,70 +103,37 @@ def train(
         draw(0, at_path(state, encoder))  # something to look at while the step is compiled
     step_for = _compile(config, workdir, setup, state, stream, start_step)
     diagnose = make_diagnostics(objective, setup.mesh)
-    manager = checkpoint.make_manager(workdir, config, newest=start_step)
-    first = jax.process_index() == 0  # the process that speaks and writes for all
-    writer = MetricsWriter(workdir, start_step=start_step) if first else None
-    progress = Progress(
-        start_step=start_step, end_step=end_step, batch_size=config.batch_size, shown=first
-    )
-    # Steps whose numbers are not fetched yet: (step, metrics, whether they are written).
-    pending: collections.deque[tuple[int, dict[str, jax.Array], bool]] = collections.deque()
-    counts, loss, waits = collections.Counter[str](), math.nan, InputWait()
-    skipped = 0  # steps in a row
-
-    def settle(keep: int) -> None:
-        """Fetches the numbers of all steps but the newest `keep`; writes those that are due."""
-        nonlocal loss, skipped
-        while len(pending) > keep:
-            step, metrics, written = pending.popleft()
-            if metrics["skipped"]:
-                skipped += 1
-                what = "the loss of step {} is {:g}, the norm of its gradient {:g}".format(
-                    step, float(metrics["loss"]), float(metrics["gradient_norm"])
-                )
-                log.warning("%s: it changes nothing", what)
-                if writer is not None:
-                    writer.write(step, {"skipped": 1.0})
-                if skipped >= config.optimizer.max_skipped_steps:
-                    manager.wait_until_finished()  # the last save may still be on its way
-                    raise StoppedRunError(_advice(what, skipped, workdir))
-                continue
-            loss, skipped = float(metrics["loss"]), 0
-            if written and writer is not None:
-                values = {name: float(x) for name, x in metrics.items() if name != "skipped"}
-                values["input_wait"] = waits.share()
-                speed = progress.report(step, values)
-                writer.write(step, values | {"images_per_second": speed})
-                if "effective_rank" in values:
-                    ceiling = min(config.model.embed_dim, config.batch_size)
-                    progress.say(f"    {verdict(writer.rows, ceiling=ceiling)}")
-                advice = waits.advice(values["input_wait"])
-                if advice is not None:
-                    progress.say(f"    {advice}")
+    run_log = RunLog(config, workdir, start_step=start_step, end_step=end_step)
+    manager = checkpoint.make_manager(workdir, config, newest=start_step, spikes=run_log.spikes)
+    counts, save_timer = collections.Counter[str](), Timer(config.checkpoint.every_minutes)
 
     def save(step: int, *, drawn: bool = True) -> None:
-        settle(keep=0)  # the rows up to here are written before the checkpoint counts
+        run_log.settle()  # the rows up to here are written before the checkpoint counts
         checkpoint.save(manager, state, config, objective, stream.identity)
         log.info("saving checkpoint %d", step)
         save_timer.reset()
         if draw is not None and drawn:
             draw(step, at_path(state, encoder))
 
-    save_timer = Timer(config.checkpoint.every_minutes)
+    alone = jax.process_count() == 1
+
+    def save_if_new(step: int) -> None:
+        """When the run ends early; the others of several processes wait elsewhere then."""
+        if alone and checkpoint.latest_step(workdir) != step > start_step:
+            save(step, drawn=False)
+
     step = start_step
     trace_from, trace_to = config.profile.steps or (0, 0)
     trace_to = min(trace_to, end_step) if trace_from > start_step else 0
     with notice_signals() as interrupted, jax.debug_nans(config.debug):
         try:
-            rows = local_rows(setup.mesh, config.batch_size)
-            if config.debug:  # the first batch alone: a model that works can overfit it
-                one = next(stream.batches(0, 1, rows))
-                batches: Iterator[Any] = itertools.repeat(one, end_step - start_step)
-            else:
-                batches = stream.batches(start_step, end_step, rows)
-            arrays = _to_devices(waits.watched(batches), stream, setup.mesh, config.batch_size)
+            batches = _batches(config, stream, start_step, end_step, setup.mesh)
+            batches = in_time(batches, config.stall_minutes, lambda: alone and interrupted(step))
+            batches = run_log.waits.watched(batches)
+            arrays = _to_devices(batches, stream, setup.mesh, config.batch_size)
             for step, (counted, batch) in enumerate(arrays, start=start_step + 1):
                 if step == trace_from:
+                    first = jax.process_index() == 0
                     jax.profiler.start_trace(workdir / "profile", create_perfetto_trace=first)
                 state, metrics = step_for(batch)(state, batch)
                 if step == trace_to:
@@ -176,44 +145,61 @@ def train(
                     written = True
                     images = first_view(objective.needs, batch)
                     metrics |= diagnose(at_path(state, encoder), images)
-                pending.append((step, metrics, written))
-                settle(keep=_STEPS_IN_FLIGHT)
-                progress.advance()
+                run_log.add(step, metrics, written=written)
                 counts.update(counted)
                 if due(step, config.logging.knn_every_steps) and knn_accuracy is not None:
-                    settle(keep=0)  # which this waits for anyway; and rows stay in order
+                    run_log.settle()  # which this waits for anyway; and rows stay in order
                     accuracy = knn_accuracy(at_path(state, encoder))
-                    progress.say(f"step {step}: k-NN accuracy {accuracy:.3f}")
-                    if writer is not None:
-                        writer.write(step, {"knn_accuracy": accuracy})
+                    run_log.say(f"step {step}: k-NN accuracy {accuracy:.3f}")
+                    run_log.write(step, {"knn_accuracy": accuracy})
                 save_due = due(step, config.checkpoint.every_steps) or save_timer.due(step)
                 if save_due and step < end_step:
                     save(step)
                 if interrupted(step) and step < end_step:
                     save(step, drawn=False)  # there may be little time left
-                    raise PreemptedError(
-                        f"stopped after step {step}, which is saved; the same command resumes"
-                    )
+                    raise _preempted(step)
             save(end_step)
-        except BadDataError:
-            alone = jax.process_count() == 1  # or the others wait for this one's data, not to save
-            if alone and checkpoint.latest_step(workdir) != step > start_step:
-                save(step, drawn=False)
+        except Interrupted:
+            save_if_new(step)
+            raise _preempted(step) from None
+        except (BadDataError, StalledInputError):
+            save_if_new(step)
             raise
+        except DivergedError as error:
+            manager.wait_until_finished()  # the last save may still be on its way
+            raise StoppedRunError(_advice(error, workdir)) from error
         except FloatingPointError as error:  # from debug_nans
             raise StoppedRunError(f"step {step}: {describe_nan(error)}") from error
         finally:
             step_for.cancel()
-            progress.close()
             for name, count in counts.items():
                 if count:
                     log.warning("%d examples: %s", count, stream.counted[name])
             with contextlib.ExitStack() as closing:  # each, whatever goes wrong with the others
-                if writer is not None:
-                    closing.callback(writer.close)
+                closing.callback(run_log.close)
                 closing.callback(manager.close)
                 closing.callback(manager.wait_until_finished)
-    return {"step": end_step, "loss": loss if math.isfinite(loss) else None}
+    wrong = run_log.wrong_at_end()
+    if wrong is not None:
+        raise StoppedRunError(
+            f"all {end_step} steps are taken and saved, but {wrong}; see docs/reading_a_run.md"
+        )
+    return {"step": end_step, "loss": run_log.loss if math.isfinite(run_log.loss) else None}
+
+
+def _preempted(step: int) -> PreemptedError:
+    return PreemptedError(f"stopped after step {step}, which is saved; the same command resumes")
+
+
+def _batches(
+    config: Config, stream: Stream, start_step: int, end_step: int, mesh: Mesh
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of each batch."""
+    rows = local_rows(mesh, config.batch_size)
+    if not config.debug:
+        return stream.batches(start_step, end_step, rows)
+    one = next(stream.batches(0, 1, rows))  # the first alone: a model that works can overfit it
+    return itertools.repeat(one, end_step - start_step)
 
 
 def _start(
@@ -304,11 +290,15 @@ def _shape_key(batch: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
     return tuple(batch[name].shape for name in sorted(batch))
 
 
-def _advice(what: str, skipped: int, workdir: pathlib.Path) -> str:
-    saved = checkpoint.latest_step(workdir)
-    good = f"the last good checkpoint is {workdir}/checkpoints/{saved}"
+def _advice(error: DivergedError, workdir: pathlib.Path) -> str:
+    good = [int(folder.name) for folder in step_folders(workdir) if int(folder.name) < error.before]
+    newer = [folder.name for folder in step_folders(workdir) if int(folder.name) >= error.before]
+    where = "there is no checkpoint yet"
+    if good:
+        where = f"the last good checkpoint is {workdir}/checkpoints/{max(good)}"
+        if newer:
+            where += f"; move the newer ones away to go on from it ({', '.join(newer)})"
     return (
-        f"{what}; as many steps in a row as config.optimizer.max_skipped_steps = {skipped}; "
-        f"{good if saved else 'there is no checkpoint yet'}. Try a lower optimizer.lr, a longer "
-        "optimizer.warmup_epochs, optimizer.clip_norm = 1.0, or compute.dtype = float32"
+        f"{error}; {where}. Try a lower optimizer.lr, a longer optimizer.warmup_epochs, "
+        "optimizer.clip_norm = 1.0, or compute.dtype = float32"
     )

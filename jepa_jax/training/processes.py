@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from jepa_jax.batch.spec import DataIdentity
 from jepa_jax.config import Config, differences, to_dict
-from jepa_jax.errors import StoppedRunError, UserError
+from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
 
 _START_SECONDS = 300  # for the last process to appear
 _HEARTBEAT_SECONDS = 60  # without a sign of life from one process, the others stop
@@ -76,13 +76,15 @@ def _stay_on_this_machine() -> None:
         )
 
 
-def leave(error: StoppedRunError | UserError) -> NoReturn:
+def leave(error: StoppedRunError | UserError | PreemptedError) -> NoReturn:
     """Ends this process at once, with the error's line and exit code.
 
     An orderly end would wait for the other processes, and they wait for this one, in the middle of
-    a step. So JAX stops them when it misses this one's sign of life.
+    a step. So JAX stops them when it misses this one's sign of life. Or it would wait for a thread
+    that hangs.
     """
-    print(f"error: process {jax.process_index()}: {error}", file=sys.stderr, flush=True)
+    who = f"process {jax.process_index()}: " if jax.process_count() > 1 else ""
+    print(f"error: {who}{error}", file=sys.stderr, flush=True)
     os._exit(error.exit_code)
 
 

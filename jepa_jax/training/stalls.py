@@ -1,0 +1,146 @@
+"""Input and devices that hang: told of, and ended within a limit."""
+
+import contextlib
+import faulthandler
+import logging
+import math
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from jepa_jax.errors import StalledInputError, StoppedRunError
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_POLL_SECONDS = 0.5
+_TOLD_AFTER = 0.1  # of the limit
+_END_SECONDS = 5.0  # for the thread to end, when no batch is wanted any more
+_THREAD = "jepa_jax input"
+
+
+class Interrupted(Exception):
+    """The run was asked to stop while it waited for a batch."""
+
+
+def in_time(
+    batches: Iterator[_T], minutes: float | None, interrupted: Callable[[], bool]
+) -> Iterator[_T]:
+    """The same batches, each waited for no longer than a limit.
+
+    They are drawn in a thread, one when it is asked for: Python handles a signal in its main thread
+    only, and not while that is in TensorFlow.
+
+    Args:
+      minutes: the limit; None: none.
+      interrupted: whether to stop waiting.
+
+    Raises:
+      StalledInputError: a batch has not come within the limit.
+      Interrupted: while one was waited for.
+      whatever `batches` raises.
+    """
+    wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    drawn: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    thread = threading.Thread(
+        target=_draw, args=(batches, wanted, drawn), name=_THREAD, daemon=True
+    )
+    thread.start()
+    try:
+        while True:
+            wanted.put(True)
+            batch, error = _wait(drawn, minutes, interrupted)
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield batch
+    finally:
+        wanted.put(False)
+        thread.join(_END_SECONDS)
+
+
+def _draw(
+    batches: Iterator[_T], wanted: "queue.SimpleQueue[bool]", drawn: "queue.SimpleQueue[Any]"
+) -> None:
+    with contextlib.ExitStack() as closing:
+        if hasattr(batches, "close"):
+            closing.callback(batches.close)
+        while wanted.get():
+            try:
+                drawn.put((next(batches), None))
+            except BaseException as error:  # it is raised where the batch was asked for
+                drawn.put((None, error))
+                return
+
+
+def _wait(
+    drawn: "queue.SimpleQueue[Any]", minutes: float | None, interrupted: Callable[[], bool]
+) -> Any:
+    start, told = time.monotonic(), False
+    limit = math.inf if minutes is None else 60 * minutes
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return drawn.get(timeout=_POLL_SECONDS)
+        if interrupted():
+            raise Interrupted
+        waited = time.monotonic() - start
+        if waited > _TOLD_AFTER * limit and not told:
+            log.warning("warning: the next batch has been waited for for %.0f s", waited)
+            told = True
+        if waited > limit:
+            faulthandler.dump_traceback(all_threads=True)  # of Python; TensorFlow's are not shown
+            raise StalledInputError(
+                f"no batch came for {waited:.0f} s (config.stall_minutes = {minutes}): the "
+                "disk, the network or the decoding of an image hangs"
+            )
+
+
+def input_hangs() -> bool:
+    """Whether a thread still waits for a batch: an orderly end of the process would wait for it."""
+    return any(thread.name == _THREAD and thread.is_alive() for thread in threading.enumerate())
+
+
+class Watchdog:
+    """Ends this process when what it waits for takes too long, as a device that hangs does.
+
+    Nothing can be saved then: the state is where the device is.
+    """
+
+    def __init__(self, minutes: float | None):
+        """Args: minutes: the limit; None: none."""
+        self._doing: tuple[str, float] | None = None
+        self._closed = threading.Event()
+        if minutes is not None:
+            threading.Thread(target=self._watch, args=(minutes,), daemon=True).start()
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        self._doing = (what, time.monotonic())
+        try:
+            yield
+        finally:
+            self._doing = None
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _watch(self, minutes: float) -> None:
+        limit = 60 * minutes
+        while not self._closed.wait(min(_POLL_SECONDS, limit / 4)):
+            doing = self._doing
+            if doing is None or time.monotonic() - doing[1] <= limit:
+                continue
+            faulthandler.dump_traceback(all_threads=True)
+            print(
+                f"error: {doing[0]} has taken longer than config.stall_minutes = {minutes}; "
+                "a device or another process hangs; the same command resumes from the newest "
+                "checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(StoppedRunError.exit_code)

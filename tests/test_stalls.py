@@ -1,0 +1,171 @@
+"""Input and steps that hang are told of and ended; case 12 of the list of faults."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import REPOSITORY, stream_of
+
+from jepa_jax.config import resolve
+from jepa_jax.data.sources import open_source
+from jepa_jax.errors import PreemptedError, StalledInputError
+from jepa_jax.objectives.registry import make_objective
+from jepa_jax.training import checkpoint, stalls
+from jepa_jax.training.loop import train
+from jepa_jax.training.stalls import Interrupted, in_time, input_hangs
+
+SECOND = 1 / 60  # in minutes
+HANGS_AT = 5
+
+
+def never() -> bool:
+    return False
+
+
+def hanging(batches, at, until, then=lambda: None):
+    """The same batches, of which one comes only after an event."""
+    for number, batch in enumerate(batches):
+        if number == at:
+            then()
+            until.wait(60)
+        yield batch
+
+
+@pytest.fixture
+def released():
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_batches_come_in_order_and_their_generator_is_closed():
+    closed = []
+
+    def numbers():
+        try:
+            yield from range(1000)
+        finally:
+            closed.append(threading.current_thread().name)
+
+    taken = in_time(numbers(), SECOND, never)
+    assert [next(taken) for _ in range(5)] == list(range(5))
+    taken.close()
+    assert closed == ["jepa_jax input"]
+    assert list(in_time(iter(range(1000)), None, never)) == list(range(1000))
+    assert not input_hangs()
+
+
+def test_an_error_of_the_input_is_raised_where_the_batch_is_asked_for():
+    def bad():
+        yield 1
+        raise ZeroDivisionError("in the input")
+
+    taken = in_time(bad(), SECOND, never)
+    assert next(taken) == 1
+    with pytest.raises(ZeroDivisionError, match="in the input"):
+        next(taken)
+
+
+def test_waiting_ends_at_the_limit_or_when_the_run_is_to_stop(released, monkeypatch, capfd):
+    monkeypatch.setattr(stalls, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(stalls, "_END_SECONDS", 0.1)
+    taken = in_time(hanging(iter(range(9)), 1, released), 0.3 * SECOND, never)
+    assert next(taken) == 0
+    with pytest.raises(StalledInputError, match=r"no batch came for .*config.stall_minutes = 0.00"):
+        next(taken)
+    assert "hanging" in capfd.readouterr().err  # where it hangs
+    assert input_hangs()
+    taken = in_time(hanging(iter(range(9)), 0, released), None, lambda: True)
+    with pytest.raises(Interrupted):
+        next(taken)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_case_12_input_that_hangs_ends_a_run_that_is_saved(
+    tiny, tmp_path, released, monkeypatch, stopped
+):
+    monkeypatch.setattr(stalls, "_END_SECONDS", 0.1)
+    tiny.stall_minutes = 60.0 if stopped else 5 * SECOND  # the first one takes long, too
+    config = resolve(tiny)
+    stream = stream_of(config, open_source(config.data, "train"))
+
+    def stop():
+        if stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def batches(*which):
+        yield from hanging(stream.batches(*which), HANGS_AT, released, stop)
+
+    with pytest.raises(PreemptedError if stopped else StalledInputError) as ended:
+        train(
+            config,
+            tmp_path,
+            objective=make_objective(config),
+            stream=stream._replace(batches=batches),
+        )
+    assert ended.value.exit_code == (75 if stopped else 3)
+    assert checkpoint.latest_step(tmp_path) == HANGS_AT
+
+
+HUNG_PROCESS = """
+import sys, time
+import jepa_jax.train as command
+from jepa_jax.data import stream
+class Hangs(stream._Batches):
+    def batches(self, *which):
+        for number, batch in enumerate(super().batches(*which)):
+            while number == 2:
+                time.sleep(1)
+            yield batch
+stream._Batches = Hangs
+command.main()
+"""
+
+
+def test_case_12_the_process_ends_although_a_thread_hangs(tmp_path):
+    """In the middle of an epoch, with TensorFlow's threads at work."""
+    fields = {
+        "epochs": 1,
+        "batch_size": 2000,
+        "stall_minutes": 5 * SECOND,
+        "model.patch_size": 7,
+        "model.depth": 1,
+        "model.embed_dim": 16,
+        "model.num_heads": 2,
+        "objective.predictor.depth": 1,
+        "objective.masks.context_tokens": 4,
+    }
+    start = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", HUNG_PROCESS, "--config", "configs/fashion_mnist.py"]
+        + ["--workdir", str(tmp_path)]
+        + [f"--config.{name}={value}" for name, value in fields.items()],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 3, ended.stderr
+    assert "\nerror: no batch came for" in ended.stderr
+    assert checkpoint.latest_step(tmp_path) == 2
+    assert time.monotonic() - start < 60
+
+
+def test_case_12_a_step_that_hangs_ends_the_process():
+    program = (
+        "import time; from jepa_jax.training.stalls import Watchdog; dog = Watchdog(0.005)\n"
+        "with dog.waiting('step 1'): time.sleep(0.01)\n"
+        "time.sleep(0.7)\n"  # waits for nothing
+        "with dog.waiting('step 2'): time.sleep(60)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=50
+    )
+    assert ended.returncode == 3
+    assert "error: step 2 has taken longer than config.stall_minutes = 0.005" in ended.stderr
+    assert "Thread 0x" in ended.stderr
