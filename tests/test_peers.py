@@ -162,8 +162,8 @@ def waiting():
     ("name", "said"),
     [
         ("nothing listens", r"waited 3 seconds for process 0 at .*, where nothing answers"),
-        ("a stranger listens", r"waited 3 seconds at .*: .* what listens there is not process 0"),
-        ("the port is in use", r"can't join the others: .*"),
+        ("a stranger listens", r"waited 3 seconds at .*what listens there is not process 0"),
+        ("the port is in use", r"process 0 can't listen at port \d+: Address already in use"),
         ("the second is missing", r"waited 3 seconds at .* for all of 2 processes to come$"),
     ],
 )

@@ -53,7 +53,7 @@ def join(where: str) -> None:
     limit = peers.seconds("JEPA_JAX_START_SECONDS", 60)  # for the last process to appear
     heartbeat = peers.seconds("JEPA_JAX_HEARTBEAT_SECONDS", 60)  # without one, one is lost
     if given:
-        _check_host(where, given["coordinator_address"])
+        _check_address(where, given["coordinator_address"], mine=given["process_id"] == 0)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for processes without GPU
     if re.match(r"localhost:|127\.", where):
         _stay_on_this_machine()
@@ -86,14 +86,29 @@ def join(where: str) -> None:
     peers.watch()
 
 
-def _check_host(where: str, address: str) -> None:
-    """Refuses a host that has no address; one that may have one later is left to JAX's waiting."""
+def _check_address(where: str, address: str, *, mine: bool) -> None:
+    """Refuses a host that has no address; one that may have one later is left to JAX's waiting.
+
+    Args:
+      mine: this is process 0, and the port must be free: JAX 0.10 may crash where it is not.
+    """
     host, port = address.rsplit(":", 1)
     try:
         socket.getaddrinfo(host.strip("[]"), port)
     except socket.gaierror as error:
         if error.errno != socket.EAI_AGAIN:
             raise UserError(f"--distributed {where}: host {host} has no address") from error
+    if not mine or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", int(port)), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise UserError(
+            f"--distributed {where}: process 0 can't listen at port {port}: {reason}"
+        ) from error
 
 
 def _for_whom(given: dict[str, Any]) -> str:
