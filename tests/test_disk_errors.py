@@ -45,10 +45,13 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_the_one_before_it_is_who
     advice = r"can't save checkpoint 2: files may not be that large .* from checkpoint 1"
     save(1)
     limit(1000)
-    with pytest.raises(StoppedRunError, match=advice) as raised, disk_errors_in_one_line(tmp_path):
+    with (
+        pytest.raises(StoppedRunError, match=advice) as raised,
+        disk_errors_in_one_line(tmp_path),
+        contextlib.closing(manager),  # until then its threads may still write to the log
+    ):
         save(2)
     limit(resource.RLIM_INFINITY)
-    manager.close()
     assert raised.value.exit_code == 3
     assert "Traceback" not in caplog.text
     assert "Traceback" not in capfd.readouterr().err
