@@ -36,7 +36,7 @@ from jepa_jax.config.files import load_config, override
 from jepa_jax.data.facts import image_facts
 from jepa_jax.data.sources import open_source
 from jepa_jax.data.stream import make_stream
-from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
+from jepa_jax.errors import PreemptedError, UserError
 from jepa_jax.evaluation.gallery import make_gallery
 from jepa_jax.evaluation.online import online_knn
 from jepa_jax.interop.hub import local_path
@@ -46,11 +46,12 @@ from jepa_jax.planning.chips import CHIPS
 from jepa_jax.planning.needs import plan, table, topology_devices, virtual_devices
 from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
-from jepa_jax.training.full_disk import full_disk_in_one_line
+from jepa_jax.training.disk_errors import disk_errors_in_one_line
 from jepa_jax.training.lock import only_run_in
 from jepa_jax.training.loop import train
 from jepa_jax.training.outlook import outlook
-from jepa_jax.training.processes import check_agreement, check_same_data, check_shared, join, leave
+from jepa_jax.training.peers import leave
+from jepa_jax.training.processes import check_agreement, check_same_data, check_shared, join
 from jepa_jax.training.stalls import input_hangs
 from jepa_jax.warm_start import read_weights, starting_from
 
@@ -100,7 +101,7 @@ def pretrain(
             initialize = starting_from(weights, config, objective)
         else:
             log.info("--init: the run in %s has begun, and goes on from its own weights", workdir)
-    with full_disk_in_one_line(workdir), only_run_in(workdir):
+    with disk_errors_in_one_line(workdir), only_run_in(workdir):
         return train(
             config,
             workdir,
@@ -236,8 +237,12 @@ def main() -> None:
                 verify=arguments.verify,
             )
             result["workdir"] = str(arguments.workdir)
-        except (StoppedRunError, UserError, PreemptedError) as error:
-            if input_hangs() or (jax.process_count() > 1 and not isinstance(error, PreemptedError)):
+        except PreemptedError as error:  # after the same step in all processes
+            if input_hangs():
+                leave(error)
+            raise
+        except Exception as error:
+            if jax.process_count() > 1 or input_hangs():
                 leave(error)
             raise
         return result if jax.process_index() == 0 else None

@@ -135,10 +135,12 @@ start() {
   case " ${arguments[*]-} " in *" --workdir"[\ =]*) ;; *) fail "$verb: --workdir is missing" ;; esac
   local command="bash launch/keep_running.sh .venv/bin/python -m jepa_jax.train --distributed auto"
   command+="$(printf ' %q' "${arguments[@]}")"
+  # Workers come up one after another.
+  local patience="export JEPA_JAX_START_SECONDS=${JEPA_JAX_START_SECONDS:-600}"
   # With the lock taken, a run is in progress: two of them would fight for the accelerators.
   on_workers all "cd jepa_jax && { test -e .installed || { echo 'error: not installed' >&2; exit 2; }; } &&
 { flock -n train.lock true || { echo 'error: a run is in progress' >&2; exit 2; }; } &&
-{ nohup flock -n train.lock $command >>train.log 2>&1 </dev/null & }"
+$patience && { nohup flock -n train.lock $command >>train.log 2>&1 </dev/null & }"
 }
 
 # A request that still waits keeps its place in the queue.

@@ -1,5 +1,7 @@
 """One run at a time in a workdir."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -45,6 +47,24 @@ def test_a_killed_run_leaves_no_lock(tmp_path):
         assert (tmp_path / ".lock").exists()  # but nobody holds it
         with only_run_in(tmp_path):
             pass
+
+
+def test_case_32_a_workdir_that_became_read_only_is_told(tmp_path, monkeypatch):
+    """With the lock of a killed run, which is a file that can be opened still."""
+    (tmp_path / ".lock").touch()
+    real = os.open
+
+    def read_only(path, flags, *arguments, **more):
+        if str(path).startswith(str(tmp_path)) and flags & os.O_CREAT and not os.path.exists(path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        if str(path) == str(tmp_path) and flags & os.O_RDWR:  # for a file without a name
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", read_only)
+    told = r"--workdir .*: can't write there: Read-only file system"
+    with pytest.raises(UserError, match=told), only_run_in(tmp_path):
+        pass
 
 
 def test_of_a_run_that_is_refused_nothing_stays(tmp_path):

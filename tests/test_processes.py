@@ -1,18 +1,14 @@
 """Real runs of two processes, each with four of eight devices, beside one process with all."""
 
 import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import QUICK_COMPILER, REPOSITORY
 from PIL import Image
+from two_processes import CONFIG, FIELDS, STEPS, finish, start
 
 from jepa_jax.config import resolve
 from jepa_jax.config.files import load_config
@@ -22,61 +18,6 @@ from jepa_jax.train import pretrain
 from jepa_jax.training import checkpoint
 from jepa_jax.training.processes import join
 from jepa_jax.training.setup import set_up
-
-CONFIG = str(REPOSITORY / "configs" / "fashion_mnist.py")
-FIELDS = [
-    "--config.epochs=4",
-    "--config.batch_size=2000",
-    "--config.model.patch_size=7",
-    "--config.model.embed_dim=16",
-    "--config.model.depth=1",
-    "--config.compute.scan_layers=True",
-    "--config.objective.predictor.embed_dim=8",
-    "--config.objective.predictor.depth=1",
-    "--config.objective.masks.context_tokens=4",
-    "--config.objective.masks.num_targets=2",
-    "--config.objective.masks.target_scale=(0.25,0.25)",
-    "--config.objective.masks.target_aspect_ratio=(1.0,1.0)",
-    "--config.optimizer.eps=1e-3",  # Adam's first steps divide gradients by their own size
-    "--config.logging.every_steps=1",
-    "--config.logging.diagnostics_every_steps=5",
-    "--config.logging.knn_every_steps=10",
-    "--config.mesh.fsdp=2",
-]
-STEPS = 20
-
-
-def start(workdir, *more_of_each, folders=(REPOSITORY, REPOSITORY)):
-    """Starts one process for each list of arguments, each in a folder; the first speaks for all."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4" + QUICK_COMPILER,
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    command = [sys.executable, "-m", "jepa_jax.train", "--config", CONFIG, *FIELDS]
-    return [
-        subprocess.Popen(
-            [
-                *command,
-                f"--workdir={workdir}",
-                f"--distributed=127.0.0.1:{port},{len(more_of_each)},{number}",
-                *more,
-            ],
-            cwd=folders[number],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number, more in enumerate(more_of_each)
-    ]
-
-
-def finish(processes):
-    return [process.communicate(timeout=180) for process in processes]
 
 
 def final_state(workdir):
@@ -113,7 +54,7 @@ def preempted(tmp_path_factory):
     return workdir, [process.returncode for process in processes], outputs
 
 
-def test_a_signal_to_one_process_stops_both_after_the_same_step(preempted):
+def test_case_08_sigterm_to_one_of_two_stops_both_after_the_same_step(preempted):
     workdir, codes, outputs = preempted
     assert codes == [PreemptedError.exit_code] * 2, outputs
     said = [re.search(r"stopped after step (\d+), which is saved", err) for _, err in outputs]
@@ -168,7 +109,7 @@ def test_one_process_goes_on_where_two_were_stopped(preempted, alone):
     )
 
 
-def test_processes_with_different_configurations_stop_with_one_line(tmp_path):
+def test_case_20_processes_with_different_configurations_stop_with_one_line(tmp_path):
     processes = start(tmp_path / "run", [], ["--config.optimizer.lr=0.5"])
     outputs = finish(processes)
     assert [process.returncode for process in processes] == [UserError.exit_code] * 2

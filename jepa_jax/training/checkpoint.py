@@ -30,6 +30,7 @@ from jepa_jax.config.formats import upgrade, with_format
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.objectives.objective import Objective, at_path, replace_at_path
 from jepa_jax.training.alarms import before_spikes
+from jepa_jax.training.disk_errors import check_there
 from jepa_jax.training.items import read_item
 from jepa_jax.training.manifest import write_manifest
 from jepa_jax.training.state import TrainState
@@ -115,7 +116,8 @@ def save(
       data: of what the state was trained on; None: not known.
 
     Raises:
-      StoppedRunError: there is a newer checkpoint, which the run did not start from.
+      StoppedRunError: there is a newer checkpoint, which the run did not start from; or the folder
+        is gone.
       whatever went wrong with the save before, which ran in the background.
     """
     items: dict[str, Any] = {
@@ -124,6 +126,7 @@ def save(
     items["config"] = ocp.args.JsonSave(with_format(to_dict(config)))
     if data is not None:
         items["data"] = ocp.args.JsonSave(data._asdict())
+    check_there(pathlib.Path(manager.directory).parent)
     step = int(state.step)
     if step == manager.latest_step():  # by the clock, and by a signal after the same step
         return

@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import socket
+import tempfile
 from collections.abc import Iterator
 
 import jax
@@ -44,6 +45,8 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
     path, is_new = workdir / ".lock", not workdir.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):  # a lock that was left behind opens anyway
+            pass
         descriptor = _open_locked(path)
     except BlockingIOError:
         holder = path.read_text().strip() or "one that is just starting"
@@ -58,7 +61,8 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that fails, the first error is to be told
+            path.unlink()
         os.close(descriptor)
         if is_new:  # of a run that was refused before it wrote anything, nothing stays
             with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
 """Noticing that the machine, or the person before it, wants the run to stop."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,8 @@ from jax.experimental import multihost_utils
 def notice_signals() -> Iterator[Callable[[int], bool]]:
     """Within it, the first SIGTERM or SIGINT (Ctrl-C) is noted, and a second one acts as usual.
 
-    Of several processes, any may get the SIGTERM, and all stop after the same step.
+    Of several processes, any may get the signal, and all stop after the same step: JAX notes the
+    SIGTERM, and `sigint_is_sigterm` makes one of a SIGINT.
 
     Yields:
       A function that says whether to stop after the step of this number; to be asked every step.
@@ -36,3 +38,18 @@ def notice_signals() -> Iterator[Callable[[int], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def sigint_is_sigterm() -> None:
+    """From here on the first SIGINT (Ctrl-C) is a SIGTERM, and a second one acts as usual.
+
+    For one of several processes, from when JAX notes SIGTERM for all of them: it does not SIGINT.
+    """
+    before = signal.getsignal(signal.SIGINT)
+
+    def pass_on(number: int, frame: object) -> None:
+        del number, frame
+        signal.signal(signal.SIGINT, before)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, pass_on)

@@ -7,8 +7,10 @@ import json
 import os
 import pathlib
 import re
+import socket
 import sys
-from typing import Any, NoReturn
+import threading
+from typing import Any
 
 import flax
 import jax
@@ -18,10 +20,9 @@ from jax.experimental import multihost_utils
 
 from jepa_jax.batch.spec import DataIdentity
 from jepa_jax.config import Config, differences, to_dict
-from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
-
-_START_SECONDS = 300  # for the last process to appear
-_HEARTBEAT_SECONDS = 60  # without a sign of life from one process, the others stop
+from jepa_jax.errors import UserError
+from jepa_jax.training import peers
+from jepa_jax.training.preemption import sigint_is_sigterm
 
 
 def join(where: str) -> None:
@@ -33,7 +34,8 @@ def join(where: str) -> None:
         number of this one.
 
     Raises:
-      UserError: `where` is neither, or the others can't be found.
+      UserError: `where` is neither, or the others can't be found. If they have not come within
+        JEPA_JAX_START_SECONDS (60), the process ends at once, with one line and the same exit code.
     """
     given: dict[str, Any] = {}
     if where != "auto":
@@ -48,18 +50,83 @@ def join(where: str) -> None:
             "num_processes": int(match[2]),
             "process_id": int(match[3]),
         }
+    limit = peers.seconds("JEPA_JAX_START_SECONDS", 60)  # for the last process to appear
+    heartbeat = peers.seconds("JEPA_JAX_HEARTBEAT_SECONDS", 60)  # without one, one is lost
+    if given:
+        _check_address(where, given["coordinator_address"], mine=given["process_id"] == 0)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for processes without GPU
     if re.match(r"localhost:|127\.", where):
         _stay_on_this_machine()
+    failed: list[Exception] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(
+                **given,
+                initialization_timeout=10 * limit,
+                heartbeat_timeout_seconds=heartbeat,
+            )
+        except Exception as error:
+            failed.append(error)
+
+    # In a thread of its own: JAX waits in C++, lets no signal through, and ends by aborting.
+    joining = threading.Thread(target=initialize, daemon=True)
+    joining.start()
+    joining.join(limit)
+    if joining.is_alive():
+        told = f"--distributed {where}: waited {limit} seconds {_for_whom(given)}"
+        print(f"error: {told}", file=sys.stderr, flush=True)
+        os._exit(UserError.exit_code)  # an orderly end would wait for that thread
+    if failed and isinstance(failed[0], ValueError | RuntimeError):
+        reason = str(failed[0]).splitlines()[0]
+        raise UserError(f"--distributed {where}: can't join the others: {reason}") from failed[0]
+    if failed:
+        raise failed[0]
+    sigint_is_sigterm()
+    peers.watch()
+
+
+def _check_address(where: str, address: str, *, mine: bool) -> None:
+    """Refuses a host that has no address; one that may have one later is left to JAX's waiting.
+
+    Args:
+      mine: this is process 0, and the port must be free: JAX 0.10 may crash where it is not.
+    """
+    host, port = address.rsplit(":", 1)
     try:
-        jax.distributed.initialize(
-            **given,
-            initialization_timeout=_START_SECONDS,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        )
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--distributed {where}: can't join the others: {reason}") from error
+        socket.getaddrinfo(host.strip("[]"), port)
+    except socket.gaierror as error:
+        if error.errno != socket.EAI_AGAIN:
+            raise UserError(f"--distributed {where}: host {host} has no address") from error
+    if not mine or "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", int(port)), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise UserError(
+            f"--distributed {where}: process 0 can't listen at port {port}: {reason}"
+        ) from error
+
+
+def _for_whom(given: dict[str, Any]) -> str:
+    """What this process has been waiting for."""
+    if not given:
+        return "for the other processes; JEPA_JAX_START_SECONDS sets how long"
+    address, number = given["coordinator_address"], given["num_processes"]
+    if given["process_id"] == 0:
+        return f"at {address} for all of {number} processes to come"
+    host, port = address.rsplit(":", 1)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+    except OSError as error:
+        return f"for process 0 at {address}, where nothing answers ({error.strerror or error})"
+    return (
+        f"at {address} for all of {number} processes to come; if they have, what listens there is "
+        "not process 0"
+    )
 
 
 def _stay_on_this_machine() -> None:
@@ -74,18 +141,6 @@ def _stay_on_this_machine() -> None:
         _jax.make_gloo_tcp_collectives = functools.partial(
             _jax.make_gloo_tcp_collectives, hostname="127.0.0.1"
         )
-
-
-def leave(error: StoppedRunError | UserError | PreemptedError) -> NoReturn:
-    """Ends this process at once, with the error's line and exit code.
-
-    An orderly end would wait for the other processes, and they wait for this one, in the middle of
-    a step. So JAX stops them when it misses this one's sign of life. Or it would wait for a thread
-    that hangs.
-    """
-    who = f"process {jax.process_index()}: " if jax.process_count() > 1 else ""
-    print(f"error: {who}{error}", file=sys.stderr, flush=True)
-    os._exit(error.exit_code)
 
 
 def check_agreement(config: Config) -> None:

@@ -72,7 +72,7 @@ def resume(
         try:
             state, why = _restore(folder, like, objective, mesh)
         except UnreadableError as error:
-            if jax.process_count() > 1:  # the others are in the middle of reading it
+            if jax.process_count() > 1:  # the others are reading it still: `leave` ends them
                 raise
             _put_away(folder, str(error), passed, tried, rename=False)
             continue
