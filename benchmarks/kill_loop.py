@@ -62,7 +62,7 @@ FIELDS = [
 ]
 
 
-def start(folder: pathlib.Path, name: str, epochs: int) -> subprocess.Popen:
+def start(folder: pathlib.Path, name: str, epochs: int, *more: str) -> subprocess.Popen:
     """Starts or resumes the run in `folder / name`; what it says is in `folder / name.log`."""
     cache = folder / "compiled"
     cache.mkdir(mode=0o700, exist_ok=True)
@@ -73,7 +73,7 @@ def start(folder: pathlib.Path, name: str, epochs: int) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, "-m", "jepa_jax.train", "--config", "configs/fashion_mnist.py"]
-    command += [*FIELDS, f"--config.epochs={epochs}", f"--workdir={folder / name}"]
+    command += [*FIELDS, f"--config.epochs={epochs}", f"--workdir={folder / name}", *more]
     with (folder / f"{name}.log").open("w") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -87,6 +87,12 @@ def last_row(workdir: pathlib.Path) -> int:
     except FileNotFoundError:
         return 0
     return json.loads(lines[-1])["step"] if lines else 0
+
+
+def file_number(workdir: pathlib.Path) -> int | None:
+    """Of metrics.jsonl, which each start replaces."""
+    path = workdir / "metrics.jsonl"
+    return path.stat().st_ino if path.exists() else None
 
 
 def names(workdir: pathlib.Path) -> set[str]:
@@ -115,18 +121,34 @@ def moment_has_come(phase: str, workdir: pathlib.Path, before: set[str]) -> bool
 LATEST = {"training": 1.5, "save": 0.15, "commit": 0.0, "delete": 0.03}  # seconds into a phase
 
 
-def live(process: subprocess.Popen, workdir: pathlib.Path, phase: str, rng: random.Random) -> bool:
-    """Waits for a random moment of a phase, and kills; False: the run had ended before."""
-    started, newest = time.monotonic(), latest_step(workdir) or 0
-    start_seconds = rng.uniform(0, 9)
-    before = None
+def live(
+    process: subprocess.Popen,
+    workdir: pathlib.Path,
+    phase: str,
+    rng: random.Random,
+    *,
+    old_file: int | None,
+    start_seconds: float,
+) -> tuple[bool, float | None]:
+    """Waits for a random moment of a phase, and kills.
+
+    Args:
+      old_file: of metrics.jsonl before the start.
+      start_seconds: that a start may take.
+
+    Returns:
+      Whether it was killed, and not at its end before; seconds to its first step, if it took one.
+    """
+    began, newest = time.monotonic(), latest_step(workdir) or 0
+    kill_at = began + rng.uniform(0, start_seconds)
+    before, first_step = None, None
     while process.poll() is None:
         if phase == "start":
-            if time.monotonic() > started + start_seconds:
+            if time.monotonic() > kill_at:
                 break
         elif before is None:
-            if last_row(workdir) > newest:
-                before = names(workdir)
+            if file_number(workdir) != old_file and last_row(workdir) > newest:
+                before, first_step = names(workdir), round(time.monotonic() - began, 2)
         elif moment_has_come(phase, workdir, before):
             time.sleep(rng.uniform(0, LATEST[phase]))
             break
@@ -135,7 +157,7 @@ def live(process: subprocess.Popen, workdir: pathlib.Path, phase: str, rng: rand
     code = process.wait()
     if code not in (0, -signal.SIGKILL):
         raise SystemExit(f"the run in {workdir} ended with {code}: see {workdir}.log")
-    return code != 0
+    return code != 0, first_step
 
 
 def looked_at(workdir: pathlib.Path) -> dict[str, Any]:
@@ -155,16 +177,26 @@ def looked_at(workdir: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def one_kill(folder: pathlib.Path, epochs: int, number: int, seed: int) -> dict[str, Any] | None:
+def one_kill(
+    folder: pathlib.Path, epochs: int, number: int, seed: int, start_seconds: float
+) -> dict[str, Any] | None:
     """Starts, kills and looks; None: the run came to its end."""
     workdir, phase = folder / "killed", PHASES[number % len(PHASES)]
-    before, began = looked_at(workdir), time.monotonic()
+    before, old_file, began = looked_at(workdir), file_number(workdir), time.monotonic()
     process = start(folder, "killed", epochs)
     try:
-        killed = live(process, workdir, phase, random.Random(f"{seed} {number}"))
+        killed, first_step = live(
+            process,
+            workdir,
+            phase,
+            random.Random(f"{seed} {number}"),
+            old_file=old_file,
+            start_seconds=start_seconds,
+        )
     finally:
         process.kill()
     row = {"kill": number, "phase": phase, "seconds": round(time.monotonic() - began, 2)}
+    row["first_step_seconds"] = first_step
     row |= looked_at(workdir)
     resumed = re.search(r"resumed from .*/checkpoints/(\d+)", (folder / "killed.log").read_text())
     row["resumed_from"] = int(resumed[1]) if resumed else None
@@ -227,18 +259,20 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     folder, kills = arguments.folder.absolute(), arguments.kills
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    epochs = 1 + kills // 3  # more steps than the run takes while it is being killed
+    epochs = 1 + kills // 5  # more steps than the run takes while it is being killed
 
     if not (folder / "whole.done").exists():
         shutil.rmtree(folder / "whole", ignore_errors=True)
-        if start(folder, "whole", epochs).wait() != 0:
+        seldom = "--config.checkpoint.every_steps=1000"  # saves cost more than all the steps
+        if start(folder, "whole", epochs, seldom).wait() != 0:
             raise SystemExit(f"the run without kills failed: see {folder / 'whole.log'}")
         (folder / "whole.done").touch()
 
     path = folder / "kills.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     while len(rows) < kills:
-        row = one_kill(folder, epochs, len(rows), arguments.seed)
+        starts = [row["first_step_seconds"] for row in rows if row["first_step_seconds"]]
+        row = one_kill(folder, epochs, len(rows), arguments.seed, max(starts[-3:], default=9.0))
         if row is None:
             print(f"the run ended after {len(rows)} kills", file=sys.stderr)
             break

@@ -10,12 +10,13 @@ import os
 import re
 import signal
 import threading
+from multiprocessing import forkserver
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from conftest import stream_of, tiny_config
+from conftest import QUICK_COMPILER, REPOSITORY, stream_of, tiny_config
 
 from jepa_jax.checkpoints import describe
 from jepa_jax.config import resolve
@@ -28,18 +29,18 @@ from jepa_jax.training.setup import set_up
 from jepa_jax.training.steps import latest_step
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["test_kills"])
-STEPS_PER_EPOCH, LAST_STEP, SAVE_EVERY = 10, 100, 3
+FORK.set_forkserver_preload(["test_kills"])  # found by PYTHONPATH alone, in Python 3.11
+STEPS_PER_EPOCH, LAST_STEP, SAVE_EVERY = 10, 40, 3
 
 
-def config_of_the_run():
+def config_of_the_run(save_every=SAVE_EVERY):
     config = tiny_config()
     config.epochs = LAST_STEP // STEPS_PER_EPOCH
     config.objective.masks.update({"target_scale": (0.25, 0.25), "target_aspect_ratio": (1.0, 1.0)})
     config.logging.update(
         {"every_steps": 1, "diagnostics_every_steps": None, "knn_every_steps": None}
     )
-    config.checkpoint.update({"every_steps": SAVE_EVERY, "keep_last": 2})
+    config.checkpoint.update({"every_steps": save_every, "keep_last": 2})
     return resolve(config)
 
 
@@ -133,8 +134,9 @@ CASES = [
 ]
 
 
-def live(workdir, cache, arrange=None, argument=None):
-    """Starts or resumes the run, in a process of its own, as `train` would."""
+def live(workdir, cache, arrange=None, argument=None, *, save_every=SAVE_EVERY):
+    """Starts or resumes the run, in a process of its own, on one device."""
+    os.environ["XLA_FLAGS"] = QUICK_COMPILER
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if arrange is not None:
@@ -142,13 +144,13 @@ def live(workdir, cache, arrange=None, argument=None):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (165, 28, 28, 1), np.uint8)
     source = array_source(images, rng.integers(0, 10, 165), ("",) * 10, (28, 28))
-    config = config_of_the_run()
+    config = config_of_the_run(save_every)
     stream = stream_of(config, source)
     train(config, workdir, objective=make_objective(config), stream=stream)
 
 
-def run(*arguments):
-    process = FORK.Process(target=live, args=arguments)
+def run(*arguments, **options):
+    process = FORK.Process(target=live, args=arguments, kwargs=options)
     process.start()
     process.join(timeout=120)
     process.kill()
@@ -187,6 +189,9 @@ def look(workdir, case, exit_code, before):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (REPOSITORY / "tests", REPOSITORY))))
+        forkserver.ensure_running()
     return tmp_path_factory.mktemp("kills")
 
 
@@ -257,7 +262,7 @@ def final_state(workdir):
 
 
 def test_case_15_a_run_that_is_killed_many_times_ends_as_one_that_never_was(killed, folder):
-    assert run(folder / "whole", folder / "cache") == 0
+    assert run(folder / "whole", folder / "cache", save_every=LAST_STEP) == 0
     whole, cut = (final_state(folder / name) for name in ("whole", "killed"))
     jax.tree.map(np.testing.assert_array_equal, whole, cut)
     assert rows(folder / "whole") == rows(folder / "killed")
