@@ -18,6 +18,7 @@ import asyncio
 import json
 import logging
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,7 +111,7 @@ def save(
     objective: Objective,
     data: DataIdentity | None = None,
 ) -> None:
-    """Starts to save; `manager.wait_until_finished()` waits for the end of it.
+    """Starts to save, and logs how long it took; `manager.wait_until_finished()` waits for the end.
 
     Args:
       data: of what the state was trained on; None: not known.
@@ -133,12 +134,16 @@ def save(
     folder = pathlib.Path(manager.directory) / str(step)
     if jax.process_index() == 0 and step not in manager.all_steps() and _exists(folder):
         log.warning("warning: %s is in the way, and is now %s", folder, set_aside(folder).name)
-    if not manager.save(step, args=ocp.args.Composite(**items)):
+    start = time.monotonic()
+    saved = manager.save(step, args=ocp.args.Composite(**items))  # waits for the one before, first
+    stall = time.monotonic() - start
+    if not saved:
         raise StoppedRunError(
             f"checkpoint {step} was not saved: {folder.parent} holds checkpoint "
             f"{manager.latest_step()}, which is no older; move it away, and run the same command "
             "again"
         )
+    log.info("saving checkpoint %d: training stood still for %.1f s", step, stall)
 
 
 def _exists(folder: pathlib.Path) -> bool:

@@ -110,7 +110,6 @@ def train(
     def save(step: int, *, drawn: bool = True) -> None:
         run_log.settle()  # the rows up to here are written before the checkpoint counts
         checkpoint.save(manager, state, config, objective, stream.identity)
-        log.info("saving checkpoint %d", step)
         save_timer.reset()
         if draw is not None and drawn:
             draw(step, at_path(state, encoder))
