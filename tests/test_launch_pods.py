@@ -122,8 +122,20 @@ def in_a_job(tmp_path, *arguments, code=0, **slurm):
     return done, calls.read_text().splitlines() if calls.exists() else []
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(75, True), (0, False), (3, False)])
-def test_slurm_requeues_what_was_preempted(tmp_path, code, requeued):
+def pass_by(folder, seconds):
+    """A clock in `folder / "bin"` on which so many seconds pass by between two looks."""
+    clock = folder / "clock"
+    clock.write_text("0")
+    script = f'now=$(($(cat {clock}) + {seconds}))\necho "$now" >{clock}; echo "$now"\n'
+    write_tool(folder / "bin", "date", script)
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds", "requeued"),
+    [(75, 1, True), (0, 400, False), (3, 400, False), (134, 400, True), (134, 200, False)],
+)
+def test_slurm_requeues_what_was_preempted_or_has_lost_a_process(tmp_path, code, seconds, requeued):
+    pass_by(tmp_path, seconds)
     done, calls = in_a_job(tmp_path, *RUN, code=code)
     assert done.returncode == code, done.stderr
     assert ("scontrol requeue 7" in calls) == requeued
@@ -175,6 +187,20 @@ def test_slurm_says_how_and_what_is_wrong(tmp_path):
         assert done.stderr.startswith(f"error: {says}")
         assert done.stderr.count("\n") == 1
         assert calls == []
+
+
+def test_keep_running_repeats_what_was_aborted_after_a_while(tmp_path):
+    """JAX aborts a process when another one is lost; what aborts at once would do so for ever."""
+    pass_by(tmp_path, 200)
+    count = tmp_path / "count"
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    script = 'echo x >>"$0"; exit 134'
+    done = call("keep_running.sh", "bash", "-c", script, str(count), PATH=path)
+    assert (done.returncode, count.read_text().count("x")) == (134, 1)
+    pass_by(tmp_path, 400)
+    script = 'echo x >>"$0"; case "$(wc -l <"$0")" in *4) exit 3 ;; *) exit 134 ;; esac'
+    done = call("keep_running.sh", "bash", "-c", script, str(count), PATH=path)
+    assert (done.returncode, count.read_text().count("x")) == (3, 4)
 
 
 def test_keep_running_repeats_what_was_preempted_and_nothing_else(tmp_path):

@@ -16,10 +16,12 @@ from typing import Any, NoReturn
 
 import jax
 
-from jepa_jax.errors import UserError
+from jepa_jax.errors import PreemptedError, UserError
 
 _KEY = "jepa_jax/left"
 _POLL_SECONDS = 1.0
+# In what collectives raise when another process is gone: gloo on CPUs, NCCL on GPUs, XLA.
+_BROKEN_CONNECTION = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "onnection reset")
 _stop = threading.Event()
 
 
@@ -61,6 +63,8 @@ def leave(error: Exception) -> NoReturn:
         time.sleep(2 * _POLL_SECONDS)  # if another one left, its line is the better one
         traceback.print_exception(error)
         said = f"{type(error).__name__}: {said}; if another process was lost, see its log"
+        if any(word in said for word in _BROKEN_CONNECTION):
+            code = PreemptedError.exit_code  # to be run again
     _stop.set()
     line = f"process {jax.process_index()}: {said}"
     print(f"error: {line}", file=sys.stderr, flush=True)
