@@ -1,9 +1,18 @@
 """The configuration of the data."""
 
 import dataclasses
-from typing import Literal
+import pathlib
+from typing import Annotated, Literal
 
-from jepa_jax.config.schema import AboveZero, Positive, Ratio, Scale, Share, ShareAboveZero
+from jepa_jax.config.schema import AboveZero, Bound, Positive, Ratio, Scale, Share, ShareAboveZero
+
+
+def _stays_below(name: str) -> bool:
+    path = pathlib.PurePath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+Split = Annotated[str, Bound("stay within config.data.path", _stays_below)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +31,8 @@ class DataConfig:
     path: str | None = None
     tfds_dir: str | None = None  # tfds: where data sets are prepared; None: where TFDS looks
     # folder, shards: a sub-folder, None for the folder itself; tfds: a split; others: "train" ...
-    train_split: str | None = "train"
-    test_split: str | None = "test"  # ... or "test"; read by the probes only
+    train_split: Split | None = "train"
+    test_split: Split | None = "test"  # ... or "test"; read by the probes only
     image_size: tuple[Positive, Positive]  # height, width in pixels, after cropping and resizing
     crop_scale: Scale = (0.3, 1.0)  # random-resized-crop: share of the image's area
     crop_aspect_ratio: Ratio = (3 / 4, 4 / 3)  # random-resized-crop: width / height
