@@ -76,7 +76,7 @@ def orbax_to_official(
     source: pathlib.Path, destination: pathlib.Path, *, epoch: int | None
 ) -> dict[str, Any]:
     """Converts all networks, and the optimizer; see `write_official` for errors."""
-    folder = checkpoint.find(source)
+    folder = checkpoint.find(source, checkpoint.all_items)
     num_bytes = official_bytes(folder)
     with new_output(destination) as path, _progress_bar(num_bytes) as progress:
         networks = write_official(folder, path, epoch=epoch, progress=progress)
@@ -87,7 +87,7 @@ def orbax_to_hf(
     source: pathlib.Path, destination: pathlib.Path, *, network: str | None
 ) -> dict[str, Any]:
     """Converts one encoder; see `write_huggingface` for errors."""
-    folder = checkpoint.find(source)
+    folder = checkpoint.find(source, checkpoint.network_items)
     config = checkpoint.read_config(folder)
     network = checkpoint.choose_encoder(folder, network, make_objective(config))
     num_bytes = huggingface_bytes(config)

@@ -34,7 +34,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """
     result = pretrain(config, workdir)
     objective = make_objective(config)
-    folder = checkpoint.find(workdir)
+    folder = checkpoint.find(workdir, checkpoint.network_items)
     network = next(iter(objective.encoders))
     encoders = {
         "pretrained": checkpoint.restore_encoder(folder, network, objective),

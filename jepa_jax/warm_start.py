@@ -58,7 +58,7 @@ def read_weights(path: pathlib.Path, model: ModelConfig) -> Weights:
     """
     if path.is_file() or is_huggingface(path):
         return _foreign(path, model)
-    folder = checkpoint.find(path)
+    folder = checkpoint.find(path, checkpoint.network_items)
     config = checkpoint.read_config(folder)
     objective = make_objective(config)
     networks: dict[str, Any] = {}

@@ -1,7 +1,9 @@
 """Checkpoints: what is read, and what a damaged one does."""
 
 import errno
+import json
 import logging
+import re
 import shutil
 
 import chex
@@ -56,6 +58,24 @@ def test_a_state_is_restored_as_it_was_saved(saved, config):
 
 def test_the_configuration_is_saved_with_it(saved, config):
     assert checkpoint.read_config(saved[1]) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "said"),
+    [
+        ("model", "num_heads", 3, "config.model.num_heads = 3"),
+        ("model", "patch_size", 5, "multiple of"),
+        ("data", "mean", [0.5, 0.5], "config.data.mean"),
+        ("optimizer", "b1", 7.0, "config.optimizer.b1 = 7.0: must lie in 0..1"),
+    ],
+)
+def test_a_configuration_that_no_user_could_set_is_refused(saved, section, field, value, said):
+    path = saved[1] / "config" / "metadata"
+    fields = json.loads(path.read_text())
+    fields[section][field] = value
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=f"checkpoint .*{re.escape(said)}"):
+        checkpoint.read_config(saved[1])
 
 
 def test_the_target_encoder_is_read_without_the_other_arrays(saved, config):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jepa_jax.config import resolve
+from jepa_jax.convert import orbax_to_hf, orbax_to_official
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.objectives.ema import EmaState
 from jepa_jax.objectives.registry import make_objective
@@ -17,6 +18,7 @@ from jepa_jax.training import checkpoint, manifest
 from jepa_jax.training.recovery import find_not_finite, resume
 from jepa_jax.training.state import TrainState
 from jepa_jax.training.steps import find, latest_step
+from jepa_jax.warm_start import read_weights
 
 STEPS = (2, 4, 6)
 
@@ -293,6 +295,22 @@ def test_a_reader_of_one_item_looks_at_its_files_alone(run, caplog):
     with pytest.raises(UserError, match=r"checkpoints/6 is not used: damaged: params/"):
         find(run.folder(6), lambda _: ("params",))
     assert run.names() == ["2", "4", "6"]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda folder, out, config: read_weights(folder, config.model),
+        lambda folder, out, config: orbax_to_hf(folder, out, network=None),
+        lambda folder, out, config: orbax_to_official(folder, out, epoch=1),
+    ],
+    ids=["--init", "orbax-to-hf", "orbax-to-official"],
+)
+def test_whoever_reads_the_networks_compares_their_files(run, tmp_path, read):
+    zero(run)  # in params
+    with pytest.raises(UserError, match=r"checkpoints/6 is not used: damaged: params/"):
+        read(run.folder(6), tmp_path / "out", run.config)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_of_before_manifests_is_read_unverified(run, caplog):

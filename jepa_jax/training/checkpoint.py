@@ -26,7 +26,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jepa_jax.batch.spec import DataIdentity
-from jepa_jax.config import Config, from_mapping, to_dict
+from jepa_jax.config import Config, resolve, to_dict
 from jepa_jax.config.formats import upgrade, with_format
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.objectives.objective import Objective, at_path, replace_at_path
@@ -36,8 +36,10 @@ from jepa_jax.training.items import read_item
 from jepa_jax.training.manifest import write_manifest
 from jepa_jax.training.state import TrainState
 from jepa_jax.training.steps import NEVER_SAVED, StepNames, set_aside, step_folders
+from jepa_jax.training.steps import all_items as all_items  # part of this module's interface
 from jepa_jax.training.steps import find as find  # part of this module's interface
 from jepa_jax.training.steps import latest_step as latest_step
+from jepa_jax.training.steps import network_items as network_items
 
 log = logging.getLogger(__name__)
 
@@ -257,10 +259,16 @@ def choose_encoder(folder: pathlib.Path, asked: str | None, objective: Objective
 def read_config(folder: pathlib.Path) -> Config:
     """The configuration that a checkpoint was trained with, whatever its format.
 
+    It is checked as a user's is: a checkpoint may come from anywhere.
+
     Raises:
-      UserError: it can't be read.
+      UserError: it can't be read, or a field of it is out of range.
     """
-    return from_mapping(Config, upgrade(_read_json(folder)))
+    try:
+        return resolve(upgrade(_read_json(folder)))
+    except UserError as error:
+        where = f"checkpoint {folder}"
+        raise UserError(f"{error}" if where in str(error) else f"{where}: {error}") from error
 
 
 def read_data(folder: pathlib.Path) -> DataIdentity | None:
