@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 from conftest import REPOSITORY, stream_of
@@ -33,6 +34,15 @@ def hanging(batches, at, until, then=lambda: None):
             then()
             until.wait(60)
         yield batch
+
+
+@pytest.fixture
+def an_hour_passes(monkeypatch):
+    """For what waits: however slow this machine is, no limit is reached before."""
+    passed = [0.0]
+    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + passed[0])
+    monkeypatch.setattr(stalls, "time", clock)
+    return lambda: passed.append(passed.pop() + 3600)
 
 
 @pytest.fixture
@@ -86,19 +96,20 @@ def test_waiting_ends_at_the_limit_or_when_the_run_is_to_stop(released, monkeypa
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_case_12_input_that_hangs_ends_a_run_that_is_saved(
-    tiny, tmp_path, released, monkeypatch, stopped
+    tiny, tmp_path, released, an_hour_passes, monkeypatch, stopped
 ):
     monkeypatch.setattr(stalls, "_END_SECONDS", 0.1)
-    tiny.stall_minutes = 60.0 if stopped else 5 * SECOND  # the first one takes long, too
     config = resolve(tiny)
     stream = stream_of(config, open_source(config.data, "train"))
 
-    def stop():
+    def then():
         if stopped:
             os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            an_hour_passes()
 
     def batches(*which):
-        yield from hanging(stream.batches(*which), HANGS_AT, released, stop)
+        yield from hanging(stream.batches(*which), HANGS_AT, released, then)
 
     with pytest.raises(PreemptedError if stopped else StalledInputError) as ended:
         train(
@@ -112,12 +123,15 @@ def test_case_12_input_that_hangs_ends_a_run_that_is_saved(
 
 
 HUNG_PROCESS = """
-import sys, time
+import sys, time, types
 import jepa_jax.train as command
 from jepa_jax.data import stream
+from jepa_jax.training import stalls
 class Hangs(stream._Batches):
     def batches(self, *which):
         for number, batch in enumerate(super().batches(*which)):
+            if number == 2:
+                stalls.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 3600)
             while number == 2:
                 time.sleep(1)
             yield batch
@@ -131,7 +145,6 @@ def test_case_12_the_process_ends_although_a_thread_hangs(tmp_path):
     fields = {
         "epochs": 1,
         "batch_size": 2000,
-        "stall_minutes": 5 * SECOND,
         "model.patch_size": 7,
         "model.depth": 1,
         "model.embed_dim": 16,
@@ -139,7 +152,6 @@ def test_case_12_the_process_ends_although_a_thread_hangs(tmp_path):
         "objective.predictor.depth": 1,
         "objective.masks.context_tokens": 4,
     }
-    start = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-c", HUNG_PROCESS, "--config", "configs/fashion_mnist.py"]
         + ["--workdir", str(tmp_path)]
@@ -148,12 +160,11 @@ def test_case_12_the_process_ends_although_a_thread_hangs(tmp_path):
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert ended.returncode == 3, ended.stderr
     assert "\nerror: no batch came for" in ended.stderr
     assert checkpoint.latest_step(tmp_path) == 2
-    assert time.monotonic() - start < 60
 
 
 def test_case_12_a_step_that_hangs_ends_the_process():

@@ -124,12 +124,21 @@ def train(
     step = start_step
     trace_from, trace_to = config.profile.steps or (0, 0)
     trace_to = min(trace_to, end_step) if trace_from > start_step else 0
-    with notice_signals() as interrupted, jax.debug_nans(config.debug):
+    with (
+        notice_signals() as interrupted,
+        jax.debug_nans(config.debug),
+        contextlib.ExitStack() as closing,  # each, whatever goes wrong with the others
+    ):
+        closing.callback(run_log.close)
+        closing.callback(manager.close)
+        closing.callback(manager.wait_until_finished)
+        closing.callback(step_for.cancel)
         try:
             batches = _batches(config, stream, start_step, end_step, setup.mesh)
-            batches = in_time(batches, config.stall_minutes, lambda: alone and interrupted(step))
-            batches = run_log.waits.watched(batches)
-            arrays = _to_devices(batches, stream, setup.mesh, config.batch_size)
+            drawn = in_time(batches, config.stall_minutes, lambda: alone and interrupted(step))
+            closing.callback(drawn.close)  # its thread ends now, not with the traceback of an error
+            watched = run_log.waits.watched(drawn)
+            arrays = _to_devices(watched, stream, setup.mesh, config.batch_size)
             for step, (counted, batch) in enumerate(arrays, start=start_step + 1):
                 if step == trace_from:
                     first = jax.process_index() == 0
@@ -170,14 +179,9 @@ def train(
         except FloatingPointError as error:  # from debug_nans
             raise StoppedRunError(f"step {step}: {describe_nan(error)}") from error
         finally:
-            step_for.cancel()
             for name, count in counts.items():
                 if count:
                     log.warning("%d examples: %s", count, stream.counted[name])
-            with contextlib.ExitStack() as closing:  # each, whatever goes wrong with the others
-                closing.callback(run_log.close)
-                closing.callback(manager.close)
-                closing.callback(manager.wait_until_finished)
     wrong = run_log.wrong_at_end()
     if wrong is not None:
         raise StoppedRunError(

@@ -9,7 +9,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 from jepa_jax.errors import StalledInputError, StoppedRunError
@@ -29,7 +29,7 @@ class Interrupted(Exception):
 
 def in_time(
     batches: Iterator[_T], minutes: float | None, interrupted: Callable[[], bool]
-) -> Iterator[_T]:
+) -> Generator[_T, None, None]:
     """The same batches, each waited for no longer than a limit.
 
     They are drawn in a thread, one when it is asked for: Python handles a signal in its main thread
