@@ -144,5 +144,6 @@ def test_case_47_collapsed_features_raise_an_alarm_and_end_with_exit_code_3(tiny
     with pytest.raises(StoppedRunError, match="its features have collapsed") as ended:
         start(tiny, tmp_path, collapsed)
     assert ended.value.exit_code == 3
-    assert "ALARM: step 4: the features are collapsed" in caplog.text
+    assert caplog.text.count("ALARM") == 1
+    assert "ALARM: step 12: the features are collapsed, measured 3 times" in caplog.text
     assert checkpoint.latest_step(tmp_path) == 20

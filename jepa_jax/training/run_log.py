@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 # Steps that the devices may be behind the loop: enough to keep them busy, few enough that a loss
 # that is not finite is seen at once. Numbers are only ever fetched from steps this far back.
 _STEPS_IN_FLIGHT = 4
-_BAD = ("collapsing", "collapsed")
+_BAD, _BAD_FOR = ("collapsing", "collapsed"), 3  # verdicts; in a row, until the alarm
 
 
 class RunLog:
@@ -50,7 +50,7 @@ class RunLog:
         self._watchdog = Watchdog(config.stall_minutes)
         self._losses = LossWatch()
         self._skipped = 0  # steps in a row
-        self._word: str | None = None  # of the last verdict
+        self._bad_for = 0  # measurements in a row
         self.loss = math.nan
         self.waits = InputWait()
         if self._writer is not None:
@@ -140,9 +140,15 @@ class RunLog:
         if found is None:
             return
         self.say(f"    {found}")
-        if found.word in _BAD and found.word != self._word:
-            log.warning("ALARM: step %d: the features are %s: %s", step, found.word, found)
-        self._word = found.word
+        self._bad_for = self._bad_for + 1 if found.word in _BAD else 0
+        if self._bad_for == _BAD_FOR:
+            log.warning(
+                "ALARM: step %d: the features are %s, measured %d times in a row; what to change: "
+                "docs/reading_a_run.md",
+                step,
+                found.word,
+                _BAD_FOR,
+            )
 
     @property
     def _ceiling(self) -> int:
