@@ -6,6 +6,7 @@ everything. Neither changes anything. The exit code is 3 if a checkpoint is dama
 """
 
 import argparse
+import contextlib
 import pathlib
 import sys
 import time
@@ -14,15 +15,16 @@ from typing import Any
 from jepa_jax.command_line import make_parser, run_command
 from jepa_jax.errors import UserError
 from jepa_jax.training.manifest import find_fault, is_unverified
-from jepa_jax.training.steps import SET_ASIDE, step_folders, strays
+from jepa_jax.training.steps import SET_ASIDE, step_folders, strays, unfinished
 
 
 def describe(workdir: pathlib.Path, *, digests: bool) -> list[dict[str, Any]]:
-    """A row for each checkpoint, the newest first, and then for those that were set aside.
+    """A row for each checkpoint, the newest first, and then for what else is there.
 
     Returns:
       name; bytes; age in seconds; health: "good", "unverified" (of a format without manifests),
-      "damaged", "incomplete", "unreadable" or "set aside"; file and why, of what is not good.
+      "damaged", "incomplete", "unreadable", "set aside" or "unfinished" (a save that goes on, or
+      was cut); file and why, of what is not good.
 
     Raises:
       UserError: there are none.
@@ -39,15 +41,20 @@ def describe(workdir: pathlib.Path, *, digests: bool) -> list[dict[str, Any]]:
     for folder in strays(workdir):
         if SET_ASIDE in folder.name and not folder.is_symlink():
             rows.append(_measured(folder) | {"health": "set aside"})
+    rows += [_measured(folder) | {"health": "unfinished"} for folder in unfinished(workdir)]
     if not rows:
         raise UserError(f"{workdir}: no checkpoint there; must hold checkpoints/<step>")
     return rows
 
 
 def _measured(folder: pathlib.Path) -> dict[str, Any]:
-    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    age = max(0, round(time.time() - folder.stat().st_mtime))
-    return {"name": folder.name, "bytes": sum(sizes), "age_seconds": age}
+    num_bytes, changed = 0, time.time()
+    with contextlib.suppress(FileNotFoundError):  # a run may rename or delete it now
+        changed = folder.stat().st_mtime
+        for path in folder.rglob("*"):
+            num_bytes += path.stat().st_size if path.is_file() else 0
+    age = max(0, round(time.time() - changed))
+    return {"name": folder.name, "bytes": num_bytes, "age_seconds": age}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

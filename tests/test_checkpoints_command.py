@@ -12,13 +12,14 @@ from jepa_jax.training.manifest import write_manifest
 
 @pytest.fixture
 def workdir(tmp_path):
-    """Two good ones, one of an older format, one without its manifest, and one set aside."""
+    """Two good ones, one of an older format, without its manifest, set aside, unfinished."""
     for name, format_number, whole in [
         ("2", 2, False),
         ("4", 3, True),
         ("6", 3, True),
         ("8", 3, False),
         ("5.corrupt", 3, True),
+        ("9.orbax-checkpoint-tmp", 3, False),
     ]:
         folder = tmp_path / "checkpoints" / name
         (folder / "config").mkdir(parents=True)
@@ -56,6 +57,7 @@ def test_all_kinds_of_health_are_told_and_none_is_damaged(workdir, monkeypatch, 
         "4": "good",
         "2": "unverified",
         "5.corrupt": "set aside",
+        "9.orbax-checkpoint-tmp": "unfinished",
     }
     assert line["damaged"] == []
     assert "incomplete: manifest.json is missing" in said

@@ -41,6 +41,11 @@ def strays(workdir: pathlib.Path) -> list[pathlib.Path]:
     ]
 
 
+def unfinished(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Saves that are going on, or were cut: the next run removes those."""
+    return [path for path in _listed(workdir) if _UNFINISHED.fullmatch(path.name)]
+
+
 def latest_step(workdir: pathlib.Path) -> int | None:
     """Steps taken by the newest completely saved checkpoint, or None. No digest is compared."""
     for folder in step_folders(workdir):
