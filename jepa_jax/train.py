@@ -52,7 +52,7 @@ from jepa_jax.training.loop import train
 from jepa_jax.training.outlook import outlook
 from jepa_jax.training.peers import leave
 from jepa_jax.training.processes import check_agreement, check_same_data, check_shared, join
-from jepa_jax.training.stalls import input_hangs
+from jepa_jax.training.stalls import threads_at_work
 from jepa_jax.warm_start import read_weights, starting_from
 
 log = logging.getLogger("jepa_jax.train")  # which `python -m` calls __main__
@@ -238,11 +238,11 @@ def main() -> None:
             )
             result["workdir"] = str(arguments.workdir)
         except PreemptedError as error:  # after the same step in all processes
-            if input_hangs():
+            if jax.process_count() == 1 and threads_at_work():
                 leave(error)
             raise
         except Exception as error:
-            if jax.process_count() > 1 or input_hangs():
+            if jax.process_count() > 1 or threads_at_work():
                 leave(error)
             raise
         return result if jax.process_index() == 0 else None

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import types
+from concurrent.futures import Future, wait
 
 import pytest
 from conftest import REPOSITORY, stream_of
@@ -15,9 +16,9 @@ from jepa_jax.config import resolve
 from jepa_jax.data.sources import open_source
 from jepa_jax.errors import PreemptedError, StalledInputError
 from jepa_jax.objectives.registry import make_objective
-from jepa_jax.training import checkpoint, stalls
+from jepa_jax.training import checkpoint, loop, stalls
 from jepa_jax.training.loop import train
-from jepa_jax.training.stalls import Interrupted, in_time, input_hangs
+from jepa_jax.training.stalls import Interrupted, in_time, threads_at_work
 
 SECOND = 1 / 60  # in minutes
 HANGS_AT = 5
@@ -66,7 +67,7 @@ def test_batches_come_in_order_and_their_generator_is_closed():
     taken.close()
     assert closed == ["jepa_jax input"]
     assert list(in_time(iter(range(1000)), None, never)) == list(range(1000))
-    assert not input_hangs()
+    assert not threads_at_work()
 
 
 def test_an_error_of_the_input_is_raised_where_the_batch_is_asked_for():
@@ -88,7 +89,7 @@ def test_waiting_ends_at_the_limit_or_when_the_run_is_to_stop(released, monkeypa
     with pytest.raises(StalledInputError, match=r"no batch came for .*config.stall_minutes = 0.00"):
         next(taken)
     assert "hanging" in capfd.readouterr().err  # where it hangs
-    assert input_hangs()
+    assert threads_at_work()
     taken = in_time(hanging(iter(range(9)), 0, released), None, lambda: True)
     with pytest.raises(Interrupted):
         next(taken)
@@ -120,6 +121,31 @@ def test_case_12_input_that_hangs_ends_a_run_that_is_saved(
         )
     assert ended.value.exit_code == (75 if stopped else 3)
     assert checkpoint.latest_step(tmp_path) == HANGS_AT
+
+
+def test_case_06_sigterm_while_a_step_is_compiled_ends_the_run_at_once(tiny, tmp_path, monkeypatch):
+    """The first shape is there, and the second one takes for ever."""
+    config = resolve(tiny)
+    stream = stream_of(config, open_source(config.data, "train"))
+    real, endless = loop.compile_ahead, []
+
+    def compile_the_first(step, state, shapes):
+        endless.extend(Future() for _ in shapes[1:])
+        return [*real(step, state, shapes[:1]), *endless]
+
+    def wait_and_stop(waiting, timeout):
+        if waiting[0] in endless:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return wait(waiting, 0.1)
+
+    monkeypatch.setattr(loop, "compile_ahead", compile_the_first)
+    monkeypatch.setattr(loop, "wait", wait_and_stop)
+    with pytest.raises(PreemptedError) as ended:
+        train(config, tmp_path, objective=make_objective(config), stream=stream)
+    assert endless
+    taken = checkpoint.latest_step(tmp_path)
+    told = "before the first step" if taken is None else f"after step {taken}, which is saved"
+    assert f"stopped {told}" in str(ended.value)
 
 
 HUNG_PROCESS = """

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from jepa_jax.training.stalls import COMPILER
+
 log = logging.getLogger(__name__)
 
 
@@ -70,7 +72,7 @@ def compile_ahead(
         return compiled
 
     # One at a time: a compiler uses all cores by itself.
-    executor = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
+    executor = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix=COMPILER)
     compiled = [executor.submit(compile_one, batch) for batch in shapes]
     executor.shutdown(wait=jax.default_backend() == "gpu")
     return compiled

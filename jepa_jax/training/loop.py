@@ -7,6 +7,7 @@ import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from typing import Any
 
 import jax
@@ -116,10 +117,12 @@ def train(
 
     alone = jax.process_count() == 1
 
-    def save_if_new(step: int) -> None:
+    def save_if_new() -> int:
         """When the run ends early; the others of several processes wait elsewhere then."""
-        if alone and checkpoint.latest_step(workdir) != step > start_step:
-            save(step, drawn=False)
+        taken = int(state.step)
+        if alone and checkpoint.latest_step(workdir) != taken > start_step:
+            save(taken, drawn=False)
+        return taken
 
     step = start_step
     trace_from, trace_to = config.profile.steps or (0, 0)
@@ -133,9 +136,13 @@ def train(
         closing.callback(manager.close)
         closing.callback(manager.wait_until_finished)
         closing.callback(step_for.cancel)
+
+        def stop_waiting() -> bool:
+            return alone and interrupted(step)  # several processes stop after the same step
+
         try:
             batches = _batches(config, stream, start_step, end_step, setup.mesh)
-            drawn = in_time(batches, config.stall_minutes, lambda: alone and interrupted(step))
+            drawn = in_time(batches, config.stall_minutes, stop_waiting)
             closing.callback(drawn.close)  # its thread ends now, not with the traceback of an error
             watched = run_log.waits.watched(drawn)
             arrays = _to_devices(watched, stream, setup.mesh, config.batch_size)
@@ -143,7 +150,8 @@ def train(
                 if step == trace_from:
                     first = jax.process_index() == 0
                     jax.profiler.start_trace(workdir / "profile", create_perfetto_trace=first)
-                state, metrics = step_for(batch)(state, batch)
+                take_step = step_for(batch, stop_waiting)
+                state, metrics = take_step(state, batch)
                 if step == trace_to:
                     jax.block_until_ready(metrics)
                     jax.profiler.stop_trace()
@@ -168,10 +176,9 @@ def train(
                     raise _preempted(step)
             save(end_step)
         except Interrupted:
-            save_if_new(step)
-            raise _preempted(step) from None
+            raise _preempted(save_if_new()) from None
         except (BadDataError, StalledInputError):
-            save_if_new(step)
+            save_if_new()
             raise
         except DivergedError as error:
             manager.wait_until_finished()  # the last save may still be on its way
@@ -191,6 +198,8 @@ def train(
 
 
 def _preempted(step: int) -> PreemptedError:
+    if step == 0:
+        return PreemptedError("stopped before the first step; the same command starts again")
     return PreemptedError(f"stopped after step {step}, which is saved; the same command resumes")
 
 
@@ -243,8 +252,12 @@ class _CompiledSteps:
         compiled = compile_ahead(step, state, shapes) if ahead else []
         self._compiled = dict(zip(map(_shape_key, shapes), compiled, strict=False))
 
-    def __call__(self, batch: dict[str, jax.Array]) -> TrainStep:
+    def __call__(self, batch: dict[str, jax.Array], interrupted: Callable[[], bool]) -> TrainStep:
+        """Raises Interrupted while it is being compiled, which may take minutes."""
         waiting = self._compiled.get(_shape_key(batch))
+        while waiting is not None and not wait([waiting], timeout=0.5).done:
+            if interrupted():
+                raise Interrupted
         return self._step if waiting is None else waiting.result()
 
     def cancel(self) -> None:

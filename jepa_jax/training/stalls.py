@@ -21,10 +21,11 @@ _POLL_SECONDS = 0.5
 _TOLD_AFTER = 0.1  # of the limit
 _END_SECONDS = 5.0  # for the thread to end, when no batch is wanted any more
 _THREAD = "jepa_jax input"
+COMPILER = "jepa_jax compiler"  # the threads of `compilation.compile_ahead`
 
 
 class Interrupted(Exception):
-    """The run was asked to stop while it waited for a batch."""
+    """The run was asked to stop while it waited for a batch, or for a step to be compiled."""
 
 
 def in_time(
@@ -100,9 +101,9 @@ def _wait(
             )
 
 
-def input_hangs() -> bool:
-    """Whether a thread still waits for a batch: an orderly end of the process would wait for it."""
-    return any(thread.name == _THREAD and thread.is_alive() for thread in threading.enumerate())
+def threads_at_work() -> bool:
+    """Whether an orderly end of the process would wait: for a batch, or for a compiler."""
+    return any(thread.name.startswith((_THREAD, COMPILER)) for thread in threading.enumerate())
 
 
 class Watchdog:
