@@ -43,6 +43,8 @@ from jepa_jax.training.steps import network_items as network_items
 
 log = logging.getLogger(__name__)
 
+_SMALL = 2**20  # bytes of a replica's part
+
 
 class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """A checkpoint's folder on its way to its final name.
@@ -57,6 +59,19 @@ class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
         if folder.parent.name == "checkpoints":  # else one of the items of a checkpoint
             await asyncio.to_thread(write_manifest, folder)
             (folder.parent.parent / NEVER_SAVED).unlink(missing_ok=True)
+
+
+def _write_small_arrays_whole() -> None:
+    """Orbax has each replica of an array write a part of it: for small ones that is a slow detour.
+
+    Every slice is a program of its own to compile and run, while training stands still.
+    """
+    before = ocp.type_handlers.get_type_handler(jax.Array)
+    handler = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=_SMALL,
+        array_metadata_store=getattr(before, "_array_metadata_store", None),  # or it writes none
+    )
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 class _Kept:
@@ -88,6 +103,7 @@ def make_manager(
       newest: steps of the checkpoint that the run goes on from: whatever is newer is no part of
         the run; None: all are.
     """
+    _write_small_arrays_whole()
     newer = [
         folder
         for folder in step_folders(workdir)
