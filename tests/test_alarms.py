@@ -1,6 +1,7 @@
 """Alarms: loss spikes keep the step before them, explosion and collapse end with exit code 3."""
 
 import json
+import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +37,20 @@ def test_a_loss_far_above_the_median_of_those_before_is_a_spike():
     np.testing.assert_allclose(found[0][1], expected, rtol=1e-3)
     losses[400:403] *= 0.6  # three times
     assert spikes(losses) == []
+
+
+RECORDED = json.loads((pathlib.Path(__file__).parent / "data" / "losses.json").read_text())
+
+
+@pytest.mark.parametrize("objective", RECORDED)
+def test_runs_that_went_well_have_no_spikes(objective):
+    """The first steps of the quickstart and of each configs/fashion_mnist_*.py."""
+    losses = np.array(RECORDED[objective])
+    assert spikes(losses) == []
+    for at in (20, len(losses) - 1):
+        spoiled = losses.copy()
+        spoiled[at] *= 8
+        assert [number for number, _ in spikes(spoiled)] == [at]
 
 
 def test_losses_that_differ_much_from_step_to_step_are_no_spikes():
