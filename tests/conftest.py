@@ -11,13 +11,18 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # importing Keras takes seconds, and nothing here uses it
 
+import functools
+import json
 import pathlib
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxtyping._decorator
 import ml_collections
 import numpy as np
 import pytest
@@ -37,6 +42,26 @@ REPOSITORY = pathlib.Path(__file__).parent.parent
 
 # Shapes and types of annotated functions are checked at each call while the tests run.
 install_import_hook("jepa_jax", "beartype.beartype")
+
+
+def once(make: Callable) -> Callable:
+    """Remembers what was made of the same arguments, if they can be compared."""
+    remembering = functools.cache(make)
+
+    def made(*arguments, **options):
+        try:
+            return remembering(*arguments, **options)
+        except TypeError:  # a default that has no hash
+            return make(*arguments, **options)
+
+    return made
+
+
+# It writes and compiles the checks of a function each time that its `def` is run, and a function
+# inside another is defined again and again: once for each signature is enough.
+for name in ("_make_fn_with_signature", "_apply_typechecker"):
+    if hasattr(jaxtyping._decorator, name):
+        setattr(jaxtyping._decorator, name, once(getattr(jaxtyping._decorator, name)))
 
 from jepa_jax.config import Config, resolve, to_dict  # noqa: E402
 from jepa_jax.config.files import load_config  # noqa: E402
@@ -65,16 +90,38 @@ def tiny_config() -> ml_collections.ConfigDict:
     return config
 
 
-def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:
-    """`python -m jepa_jax.<name>` as a user runs it, in the repository, on one device."""
-    return subprocess.run(
-        [sys.executable, "-m", f"jepa_jax.{name}", *arguments],
+@functools.cache
+def command_server() -> subprocess.Popen:
+    """See there. It ends with this process, whose pipe it reads."""
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "tests" / "command_server.py")],
         cwd=REPOSITORY,
         env=os.environ | {"XLA_FLAGS": QUICK_COMPILER},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
-        check=False,
     )
+
+
+def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    """`python -m jepa_jax.<name>` as a user runs it, in the repository, on one device.
+
+    In a process of its own, but forked from one that has imported everything: that takes longer
+    than most commands here.
+    """
+    server = command_server()
+    with tempfile.TemporaryDirectory() as output:
+        request = {
+            "module": f"jepa_jax.{name}",
+            "arguments": arguments,
+            "environment": os.environ | {"XLA_FLAGS": QUICK_COMPILER},
+            "output": output,
+        }
+        print(json.dumps(request), file=server.stdin, flush=True)
+        code = int(server.stdout.readline())
+        texts = [(pathlib.Path(output) / name).read_text() for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess((name, *arguments), code, *texts)
 
 
 def stream_of(config, source):
