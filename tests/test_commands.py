@@ -42,8 +42,13 @@ def workdir(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def quickstart(workdir):
     """All three commands' work in one process: train, probe, pictures."""
-    size = ["--config.data.image_size=(16,16)", "--config.model.patch_size=4"]  # half of its own
-    return run_module("quickstart", f"--workdir={workdir}", *TINY, *size)
+    smaller = [
+        "--config.data.image_size=(16,16)",  # half of its own
+        "--config.model.patch_size=4",
+        "--config.objective.masks.target_scale=(0.25,0.25)",  # one step to compile
+        "--config.objective.masks.target_aspect_ratio=(1.0,1.0)",
+    ]
+    return run_module("quickstart", f"--workdir={workdir}", *TINY, *smaller)
 
 
 def test_quickstart_ends_with_the_promised_json(quickstart, workdir):
