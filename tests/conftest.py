@@ -17,12 +17,10 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxtyping._decorator
 import ml_collections
 import numpy as np
 import pytest
@@ -42,26 +40,6 @@ REPOSITORY = pathlib.Path(__file__).parent.parent
 
 # Shapes and types of annotated functions are checked at each call while the tests run.
 install_import_hook("jepa_jax", "beartype.beartype")
-
-
-def once(make: Callable) -> Callable:
-    """Remembers what was made of the same arguments, if they can be compared."""
-    remembering = functools.cache(make)
-
-    def made(*arguments, **options):
-        try:
-            return remembering(*arguments, **options)
-        except TypeError:  # a default that has no hash
-            return make(*arguments, **options)
-
-    return made
-
-
-# It writes and compiles the checks of a function each time that its `def` is run, and a function
-# inside another is defined again and again: once for each signature is enough.
-for name in ("_make_fn_with_signature", "_apply_typechecker"):
-    if hasattr(jaxtyping._decorator, name):
-        setattr(jaxtyping._decorator, name, once(getattr(jaxtyping._decorator, name)))
 
 from jepa_jax.config import Config, resolve, to_dict  # noqa: E402
 from jepa_jax.config.files import load_config  # noqa: E402
