@@ -11,9 +11,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # importing Keras takes seconds, and nothing here uses it
 
+import functools
+import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 from typing import Any, NamedTuple
 
 import jax
@@ -65,16 +68,38 @@ def tiny_config() -> ml_collections.ConfigDict:
     return config
 
 
-def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:
-    """`python -m jepa_jax.<name>` as a user runs it, in the repository, on one device."""
-    return subprocess.run(
-        [sys.executable, "-m", f"jepa_jax.{name}", *arguments],
+@functools.cache
+def command_server() -> subprocess.Popen:
+    """See there. It ends with this process, whose pipe it reads."""
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "tests" / "command_server.py")],
         cwd=REPOSITORY,
         env=os.environ | {"XLA_FLAGS": QUICK_COMPILER},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
-        check=False,
     )
+
+
+def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    """`python -m jepa_jax.<name>` as a user runs it, in the repository, on one device.
+
+    In a process of its own, but forked from one that has imported everything: that takes longer
+    than most commands here.
+    """
+    server = command_server()
+    with tempfile.TemporaryDirectory() as output:
+        request = {
+            "module": f"jepa_jax.{name}",
+            "arguments": arguments,
+            "environment": os.environ | {"XLA_FLAGS": QUICK_COMPILER},
+            "output": output,
+        }
+        print(json.dumps(request), file=server.stdin, flush=True)
+        code = int(server.stdout.readline())
+        texts = [(pathlib.Path(output) / name).read_text() for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess((name, *arguments), code, *texts)
 
 
 def stream_of(config, source):

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import REPOSITORY, load_config_file
+from conftest import REPOSITORY, load_config_file, run_module
 
 from jepa_jax import command_line
 from jepa_jax.config import resolve
@@ -34,12 +34,6 @@ TINY = [
 ]
 
 
-def call(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("runs") / "quickstart"
@@ -48,8 +42,13 @@ def workdir(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def quickstart(workdir):
     """All three commands' work in one process: train, probe, pictures."""
-    patch_size = "--config.model.patch_size=8"  # its images are 32 x 32
-    return call("-m", "jepa_jax.quickstart", f"--workdir={workdir}", *TINY, patch_size)
+    smaller = [
+        "--config.data.image_size=(16,16)",  # half of its own
+        "--config.model.patch_size=4",
+        "--config.objective.masks.target_scale=(0.25,0.25)",  # one step to compile
+        "--config.objective.masks.target_aspect_ratio=(1.0,1.0)",
+    ]
+    return run_module("quickstart", f"--workdir={workdir}", *TINY, *smaller)
 
 
 def test_quickstart_ends_with_the_promised_json(quickstart, workdir):
@@ -72,9 +71,7 @@ def test_quickstart_draws_pictures(quickstart, workdir):
 
 
 def test_probe_finds_what_quickstart_found(quickstart, workdir):
-    probed = call(
-        "-m", "jepa_jax.probe", "--config", "configs/probe/knn.py", f"--checkpoint={workdir}"
-    )
+    probed = run_module("probe", "--config", "configs/probe/knn.py", f"--checkpoint={workdir}")
     assert probed.returncode == 0, probed.stderr
     result = json.loads(probed.stdout.splitlines()[-1])
     expected = json.loads(quickstart.stdout.splitlines()[-1])["knn"]
@@ -199,8 +196,10 @@ def test_the_causes_of_an_error_are_shown_when_asked_for(tmp_path, capsys, monke
 
 
 def test_probe_of_a_folder_without_checkpoint_gives_one_line(tmp_path):
-    done = call(
-        "-m", "jepa_jax.probe", "--config", "configs/probe/linear.py", f"--checkpoint={tmp_path}"
+    """In an interpreter of its own: what the imports would print counts too."""
+    command = [sys.executable, "-m", "jepa_jax.probe", "--config", "configs/probe/linear.py"]
+    done = subprocess.run(
+        [*command, f"--checkpoint={tmp_path}"], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 2
     assert done.stdout == ""

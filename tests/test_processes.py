@@ -24,7 +24,7 @@ def final_state(workdir):
     folder = checkpoint.find(workdir)
     config = checkpoint.read_config(folder)
     objective = make_objective(config)
-    like = set_up(config, objective, steps_per_epoch=5).like
+    like = set_up(config, objective, steps_per_epoch=10).like
     return jax.device_get(checkpoint.restore(folder, like, objective))
 
 

@@ -142,6 +142,8 @@ def test_a_published_checkpoint_is_converted_and_trained_on_own_images(photos, t
         "--config.compute.dtype=float32",
         "--config.objective.masks.context_tokens=3",
         "--config.objective.masks.num_targets=2",
+        "--config.objective.masks.target_scale=(0.15,0.15)",  # one step to compile
+        "--config.objective.masks.target_aspect_ratio=(1.0,1.0)",
         f"--config.model.num_heads={meta['num_heads']}",
         f"--config.objective.predictor.num_heads={meta['num_heads']}",
         f"--config.model.patch_size={meta['patch_size']}",

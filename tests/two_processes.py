@@ -9,8 +9,8 @@ from conftest import QUICK_COMPILER, REPOSITORY
 
 CONFIG = str(REPOSITORY / "configs" / "fashion_mnist.py")
 FIELDS = [
-    "--config.epochs=4",
-    "--config.batch_size=2000",
+    "--config.epochs=2",
+    "--config.batch_size=1000",
     "--config.model.patch_size=7",
     "--config.model.embed_dim=16",
     "--config.model.depth=1",
