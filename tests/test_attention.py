@@ -15,7 +15,7 @@ def on_gpu(monkeypatch):
     monkeypatch.setattr(attention, "cudnn_works", attention.cudnn_works.__wrapped__)
 
 
-def test_where_cudnn_s_does_not_compile_xla_s_runs_and_says_so(on_gpu, caplog):
+def test_case_58_where_cudnn_s_does_not_compile_xla_s_runs_and_says_so(on_gpu, caplog):
     with caplog.at_level(logging.WARNING):
         assert attention.choose_attention("auto", "bfloat16", 64) == "xla"
     assert "no cuDNN for head dimension 64" in caplog.text
@@ -39,6 +39,6 @@ def test_cudnn_s_runs_where_its_conditions_hold(
     assert attention.choose_attention(asked, dtype, head_dim) == chosen
 
 
-def test_without_a_gpu_xla_s_runs_unasked(monkeypatch):
+def test_case_58_without_a_gpu_xla_s_runs_unasked(monkeypatch):
     monkeypatch.setattr(attention, "cudnn_works", lambda head_dim: pytest.fail("no GPU here"))
     assert attention.choose_attention("auto", "bfloat16", 64) == "xla"

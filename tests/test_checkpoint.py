@@ -156,13 +156,13 @@ def test_a_missing_item_gives_one_line(saved, config):
         checkpoint.restore(folder, like, make_objective(config))
 
 
-def test_another_architecture_is_named_by_its_arrays(saved, tiny):
+def test_case_26_another_architecture_is_named_by_its_arrays(saved, tiny):
     tiny.model.embed_dim = 32
     with pytest.raises(UserError, match=r"another model: .*bias is float32\(.*16\), not .*32\)"):
         restore_target(saved[1], resolve(tiny))
 
 
-def test_another_type_is_refused(saved, config):
+def test_case_26_another_type_is_refused(saved, config):
     """Orbax itself would convert without a word."""
     state, folder, _ = saved
     half = jax.tree.map(

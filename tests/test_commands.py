@@ -108,7 +108,9 @@ def train(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         ("--wrong=1", "unknown argument --wrong=1"),
     ],
 )
-def test_a_mistake_gives_one_line_and_code_2(monkeypatch, capsys, tmp_path, argument, message):
+def test_case_51_a_mistake_gives_one_line_and_code_2(
+    monkeypatch, capsys, tmp_path, argument, message
+):
     workdir = tmp_path / "run"
     code, error = train(
         monkeypatch, capsys, "--config", CONFIG, "--workdir", str(workdir), argument
@@ -240,7 +242,7 @@ def test_without_overrides_the_file_is_what_counts():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which signals are handled")
 @pytest.mark.parametrize("command", [["jepa_jax.train"], ["jepa_jax", "train"]])
-def test_sigterm_during_the_imports_ends_as_preempted(command):
+def test_case_06_sigterm_during_the_imports_ends_as_preempted(command):
     arguments = [sys.executable, "-m", *command, "--config=configs/debug.py", "--workdir=/nowhere"]
     with subprocess.Popen(arguments, cwd=REPOSITORY, stderr=subprocess.DEVNULL) as process:
         about = pathlib.Path(f"/proc/{process.pid}")

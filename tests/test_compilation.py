@@ -17,7 +17,7 @@ def restored():
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_the_cache_is_made_for_this_user_alone(tmp_path, monkeypatch):
+def test_case_56_the_cache_is_made_for_this_user_alone(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = tmp_path / "jepa_jax" / "xla"
@@ -64,7 +64,9 @@ def shapes_of_rank(*ranks):
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o700])
-def test_a_named_folder_where_others_may_write_is_warned_of(tmp_path, monkeypatch, caplog, mode):
+def test_case_56_a_named_folder_where_others_may_write_is_warned_of(
+    tmp_path, monkeypatch, caplog, mode
+):
     tmp_path.chmod(mode)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     assert use_compilation_cache() == tmp_path

@@ -61,7 +61,7 @@ def test_every_probe_config_file_resolves(path):
         ),  # nothing is near: some field of the section
     ],
 )
-def test_an_unknown_field_is_refused_with_the_nearest_name(tiny, field, nearest):
+def test_case_51_an_unknown_field_is_refused_with_the_nearest_name(tiny, field, nearest):
     message = refusal(tiny, **{field: 1})
     assert message.startswith(f"config.{field.replace('__', '.')}: no such field")
     assert nearest in message.split("did you mean")[1]
@@ -102,7 +102,7 @@ def test_a_missing_field_is_refused(tiny, field):
         ("model", None, "ModelConfig"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused(tiny, field, value, allowed):
+def test_case_51_a_value_of_the_wrong_type_is_refused(tiny, field, value, allowed):
     name, _, reason = refusal(tiny, **{field: value}).partition(" = ")
     assert name == f"config.{field.replace('__', '.')}"
     assert repr(value) in reason
@@ -207,7 +207,7 @@ OPTIONAL = [
         ("data__eval_crop", 1.5, "0..1, above 0"),
     ],
 )
-def test_a_number_out_of_range_is_refused(tiny, field, value, allowed):
+def test_case_51_a_number_out_of_range_is_refused(tiny, field, value, allowed):
     name, _, reason = refusal(tiny, **{field: value}).partition(" = ")
     assert name == f"config.{field.replace('__', '.')}"
     for number in value if isinstance(value, tuple) else (value,):

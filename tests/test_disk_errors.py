@@ -27,7 +27,7 @@ def limit():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_checkpoint_that_does_not_fit_is_one_line_and_the_one_before_it_is_whole(
+def test_case_31_a_checkpoint_that_does_not_fit_is_one_line_and_the_one_before_it_is_whole(
     tiny, tmp_path, one_device, limit, capfd, caplog
 ):
     config = resolve(tiny)

@@ -63,7 +63,7 @@ def test_updates_pass_through_unchanged(walk, followed):
     np.testing.assert_array_equal(passed["predictor"], 3 * updates)
 
 
-def test_the_average_is_float32_because_one_in_bfloat16_would_not_move():
+def test_case_48_the_average_is_float32_because_one_in_bfloat16_would_not_move():
     """A step of 0.4 % of a small difference is less than half a bfloat16's last bit."""
     m, followed_value = 0.996, 1.25
     in_bfloat16 = jnp.bfloat16(1.0)

@@ -22,7 +22,7 @@ with only_run_in(pathlib.Path(sys.argv[1])):
 """
 
 
-def test_a_second_run_is_refused_and_the_first_goes_on(tiny, tmp_path):
+def test_case_30_a_second_run_is_refused_and_the_first_goes_on(tiny, tmp_path):
     config = resolve(tiny)
     with only_run_in(tmp_path):
         before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -36,7 +36,7 @@ def test_a_second_run_is_refused_and_the_first_goes_on(tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_killed_run_leaves_no_lock(tmp_path):
+def test_case_30_a_killed_run_leaves_no_lock(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"

@@ -78,7 +78,7 @@ def rows(workdir):
     # The first step, in mid-epoch, between the epochs, before the last step.
     [(1, (1, 7, 10, 19)), (2, (13,))],
 )
-def test_a_run_cut_anywhere_ends_bitwise_as_one_in_one_go(
+def test_case_06_13_14_50_a_run_cut_anywhere_ends_bitwise_as_one_in_one_go(
     tiny, tmp_path, source, accumulation_steps, stops
 ):
     config = short_run(tiny, accumulation_steps)
@@ -116,7 +116,7 @@ def test_a_run_changes_parameters_target_and_moments(tiny, tmp_path, source):
         assert not np.array_equal(a, b)
 
 
-def test_a_finished_run_is_left_as_it_is(tiny, tmp_path, source):
+def test_case_14_a_finished_run_is_left_as_it_is(tiny, tmp_path, source):
     config = short_run(tiny)
     start(config, tmp_path, source)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
@@ -132,7 +132,7 @@ def test_checkpoints_are_kept_by_the_rules(tiny, tmp_path, source):
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, source, poison):
+def test_case_44_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, source, poison):
     """The loss is poisoned where a certain image is in the batch, all of whose pixels are 1."""
     tiny.optimizer.max_skipped_steps = 1
     config = short_run(tiny, every_steps=4)
@@ -182,7 +182,7 @@ def poisoned_gradient(config, steps):
 
 
 @pytest.mark.parametrize("steps", [(9, 10), (20,)])  # a checkpoint's; the last one
-def test_a_gradient_that_is_not_finite_changes_nothing_and_is_never_saved(
+def test_case_45_a_gradient_that_is_not_finite_changes_nothing_and_is_never_saved(
     tiny, tmp_path, source, steps, caplog
 ):
     config = short_run(tiny, every_steps=10, keep_last=5)
@@ -197,7 +197,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_never_saved(
     assert f"of step {steps[0]} is" in caplog.text
 
 
-def test_gradients_that_are_not_finite_in_a_row_stop_the_run_at_the_last_good_state(
+def test_case_45_gradients_that_are_not_finite_in_a_row_stop_the_run_at_the_last_good_state(
     tiny, tmp_path, source
 ):
     config = short_run(tiny, every_steps=4)

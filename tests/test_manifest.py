@@ -100,7 +100,7 @@ def test_the_newest_state_is_restored_as_it_was_saved(run):
     assert run.names() == ["2", "4", "6"]
 
 
-def test_every_file_is_in_the_manifest_and_any_flipped_bit_is_found_and_named(run):
+def test_case_21_every_file_is_in_the_manifest_and_any_flipped_bit_is_found_and_named(run):
     rng = np.random.default_rng(0)
     folder = run.folder(6)
     assert manifest.find_fault(folder) is None
@@ -166,7 +166,9 @@ def move_to_another_name(run):
         (move_to_another_name, 9, "it holds step 6, not 9"),
     ],
 )
-def test_a_bad_checkpoint_is_set_aside_and_the_one_before_it_used(run, caplog, damage, bad, said):
+def test_case_21_22_23_a_bad_checkpoint_is_set_aside_and_the_one_before_it_used(
+    run, caplog, damage, bad, said
+):
     damage(run)
     state, step = run.resume()
     assert step == 4
@@ -178,7 +180,7 @@ def test_a_bad_checkpoint_is_set_aside_and_the_one_before_it_used(run, caplog, d
     assert run.resume()[1] == 6
 
 
-def test_a_number_that_is_not_finite_is_refused_though_its_digest_is_right(run, caplog):
+def test_case_28_a_number_that_is_not_finite_is_refused_though_its_digest_is_right(run, caplog):
     state = state_at(8)
     state.optimizer_state[0]["nu"]["w"] = state.optimizer_state[0]["nu"]["w"].at[3, 3].set(np.nan)
     assert find_not_finite(state, run.mesh) == "optimizer_state/0/nu/w"
@@ -188,7 +190,7 @@ def test_a_number_that_is_not_finite_is_refused_though_its_digest_is_right(run, 
     assert "optimizer_state/0/nu/w is not finite" in caplog.text
 
 
-def test_with_no_good_checkpoint_left_a_run_refuses_to_start_anew(run):
+def test_case_24_with_no_good_checkpoint_left_a_run_refuses_to_start_anew(run):
     for step in STEPS:
         flip(run.folder(step) / "params" / "_METADATA", np.random.default_rng(0))
     with pytest.raises(UserError, match=r"no good checkpoint is left .*6 is .*4 is .*2 is "):
@@ -196,7 +198,7 @@ def test_with_no_good_checkpoint_left_a_run_refuses_to_start_anew(run):
     assert run.names() == ["2.corrupt", "4.corrupt", "6.corrupt"]
 
 
-def test_rows_without_any_checkpoint_are_no_new_run(run):
+def test_case_24_rows_without_any_checkpoint_are_no_new_run(run):
     shutil.rmtree(run.workdir / "checkpoints")
     (run.workdir / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl is of a run that has begun"):
@@ -218,7 +220,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew_and_says_
         new.resume()
 
 
-def test_a_save_that_is_killed_before_its_manifest_does_not_count(run, monkeypatch):
+def test_case_04_a_save_that_is_killed_before_its_manifest_does_not_count(run, monkeypatch):
     def fail(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -232,7 +234,7 @@ def test_a_save_that_is_killed_before_its_manifest_does_not_count(run, monkeypat
     assert run.resume()[1] == 6
 
 
-def test_stray_names_and_links_are_ignored_with_a_warning_and_stop_no_save(run, caplog):
+def test_case_25_stray_names_and_links_are_ignored_with_a_warning_and_stop_no_save(run, caplog):
     for name in ("00036", "3²", "latest", "36.corrupt"):
         shutil.copytree(run.folder(6), run.folder(name))
     run.folder(38).symlink_to(run.folder(4))
@@ -259,12 +261,12 @@ def failing_reads(monkeypatch, part, times):
     monkeypatch.setattr(pathlib.Path, "open", read)
 
 
-def test_a_read_error_that_passes_is_nothing(run, monkeypatch):
+def test_case_34_a_read_error_that_passes_is_nothing(run, monkeypatch):
     failing_reads(monkeypatch, "/6/params/_METADATA", 2)
     assert run.resume()[1] == 6
 
 
-def test_what_can_never_be_read_is_passed_over_but_not_renamed(run, monkeypatch, caplog):
+def test_case_34_what_can_never_be_read_is_passed_over_but_not_renamed(run, monkeypatch, caplog):
     failing_reads(monkeypatch, "/6/params/_METADATA", 1000)
     assert run.resume()[1] == 4
     assert "6 is not used: unreadable: params/_METADATA can't be read" in caplog.text
@@ -313,7 +315,7 @@ def test_whoever_reads_the_networks_compares_their_files(run, tmp_path, read):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_of_before_manifests_is_read_unverified(run, caplog):
+def test_case_27_a_checkpoint_of_before_manifests_is_read_unverified(run, caplog):
     caplog.set_level("INFO", logger="jepa_jax")
     folder = run.folder(6)
     (folder / "manifest.json").unlink()

@@ -39,7 +39,7 @@ def test_features_are_those_that_were_recorded(old, recorded, workdir, network):
 
 
 @pytest.mark.parametrize(("network", "accuracy"), [("target_encoder", 0.574), ("encoder", 0.623)])
-def test_a_probe_gives_the_accuracy_that_was_recorded(old, network, accuracy):
+def test_case_27_a_probe_gives_the_accuracy_that_was_recorded(old, network, accuracy):
     arguments = ["--config", "configs/probe/knn.py", "--checkpoint", str(old / "run")]
     result = run_module("probe", *arguments, "--network", network, "--config.controls=False")
     assert json.loads(result.stdout.splitlines()[-1])["accuracy"] == pytest.approx(
@@ -47,7 +47,7 @@ def test_a_probe_gives_the_accuracy_that_was_recorded(old, network, accuracy):
     )
 
 
-def test_a_run_goes_on_with_the_losses_that_were_recorded(old, tmp_path):
+def test_case_27_a_run_goes_on_with_the_losses_that_were_recorded(old, tmp_path):
     shutil.copytree(old / "run", tmp_path / "run")
     recorded = read_metrics(old / "run" / "metrics.jsonl")
     result = run_module("train", "--workdir", str(tmp_path / "run"))

@@ -87,7 +87,7 @@ def test_two_processes_take_the_steps_of_one(preempted, alone):
         np.testing.assert_allclose(loss, expected[step], rtol=1e-5)
 
 
-def test_one_process_goes_on_where_two_were_stopped(preempted, alone):
+def test_case_17_one_process_goes_on_where_two_were_stopped(preempted, alone):
     """With the same batches and masks, on another mesh."""
     workdir, _, _ = preempted
     stopped_at = checkpoint.latest_step(workdir)

@@ -75,7 +75,9 @@ def changed(config, dotted, value):
         ("optimizer.lr", 0.5),
     ],
 )
-def test_what_does_not_make_it_another_run_may_change_and_is_told(tiny, saved, field, value):
+def test_case_29_what_does_not_make_it_another_run_may_change_and_is_told(
+    tiny, saved, field, value
+):
     config = resolve(tiny)
     told = check_resumable(saved(config), changed(config, field, value))
     assert list(told) == [field]
@@ -99,7 +101,7 @@ def test_what_does_not_make_it_another_run_may_change_and_is_told(tiny, saved, f
         ("objective.ema.start_momentum", 0.5),
     ],
 )
-def test_what_makes_it_another_run_is_refused_by_name(tiny, saved, field, value):
+def test_case_29_what_makes_it_another_run_is_refused_by_name(tiny, saved, field, value):
     config = resolve(tiny)
     with pytest.raises(UserError, match=rf"config\.{field} = .*: the run in .* another --workdir"):
         check_resumable(saved(config), changed(config, field, value))
@@ -204,7 +206,7 @@ def test_the_same_images_may_come_from_another_source(tiny, saved):
         (DataIdentity(80, "bb"), "80 training images, as many as .* their names differ; put the"),
     ],
 )
-def test_other_images_are_refused_unless_they_are_accepted(tiny, saved, caplog, now, said):
+def test_case_42_other_images_are_refused_unless_they_are_accepted(tiny, saved, caplog, now, said):
     config = resolve(tiny)
     folder = saved(config, DataIdentity(80, "aa"))
     with pytest.raises(UserError, match=said) as refused:

@@ -121,7 +121,7 @@ def test_every_mesh_takes_the_same_steps(on_one_device, on_eight_devices):
     [((8, 1, 1), None), (None, (8, 1, 1)), ((2, 4, 1), (4, 2, 1))],
     ids=["8 to 1", "1 to 8", "2 x 4 to 4 x 2"],
 )
-def test_a_checkpoint_goes_on_on_another_mesh(
+def test_case_16_a_checkpoint_goes_on_on_another_mesh(
     before, after, config, make_step, one_device, on_one_device, batches, tmp_path
 ):
     def mesh_of(shape):
@@ -226,7 +226,7 @@ def test_none_takes_the_devices_that_the_other_axes_leave():
         ((None, 8, 2), "fsdp x tensor = 16 must divide the number of devices, 8; 8 do"),
     ],
 )
-def test_a_mesh_of_another_number_of_devices_is_refused_in_one_line(axes, says):
+def test_case_18_a_mesh_of_another_number_of_devices_is_refused_in_one_line(axes, says):
     with pytest.raises(UserError, match=rf"^config\.mesh = .*{says}") as error:
         make_mesh(mesh_config(*axes))
     assert "\n" not in str(error.value)
@@ -252,7 +252,7 @@ def check(config, mesh):
     ("batch_size", "accumulation_steps", "nearest"),
     [(6, 1, "4 or 8"), (12, 2, "8 or 16"), (3, 1, "4"), (9, 4, "16")],
 )
-def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
+def test_case_19_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(
     config, batch_size, accumulation_steps, nearest
 ):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))  # four shares

@@ -231,7 +231,7 @@ def test_states_of_one_seed_are_equal_and_of_two_seeds_differ(config, one_device
     chex.assert_trees_all_equal(one.objective_state.target, one.params["encoder"])
 
 
-def test_all_floats_of_the_state_and_the_metrics_stay_float32_in_bfloat16(
+def test_case_48_all_floats_of_the_state_and_the_metrics_stay_float32_in_bfloat16(
     config, one_device, batch
 ):
     compute = dataclasses.replace(config.compute, dtype="bfloat16")
@@ -290,7 +290,7 @@ def test_a_step_is_traced_once_however_often_it_is_taken(config, one_device, lin
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])  # the square of the last is infinite
-def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(
+def test_case_44_45_a_step_that_is_not_finite_changes_nothing_but_the_counters(
     config, lines_batch, devices, poison
 ):
     mesh = jax.make_mesh(
