@@ -112,7 +112,7 @@ def test_a_run_writes_the_share_and_says_it_where_it_matters(
             clock.now += 5
             return super().share()
 
-    monkeypatch.setattr("jepa_jax.training.loop.InputWait", Watched)
+    monkeypatch.setattr("jepa_jax.training.run_log.InputWait", Watched)
     train(config, tmp_path, objective=make_objective(config), stream=stream._replace(batches=slow))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     said = capsys.readouterr().err

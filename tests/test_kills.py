@@ -228,7 +228,7 @@ def test_case_02_killed_inside_a_save_the_one_before_is_used(killed):
     for left in of_case(killed, 2):
         unfinished = [name for name in left.names if "tmp" in name]
         assert [int(name.split(".")[0]) for name in unfinished] == [left.newest + SAVE_EVERY]
-        assert not set(unfinished) & left.health.keys()
+        assert {left.health[name] for name in unfinished} == {"unfinished"}
 
 
 def test_case_03_killed_once_save_has_returned_only_what_is_complete_counts(killed):

@@ -71,7 +71,11 @@ def _write_small_arrays_whole() -> None:
         min_slice_bytes_for_replica_parallel=_SMALL,
         array_metadata_store=getattr(before, "_array_metadata_store", None),  # or it writes none
     )
+    orbax_log = logging.getLogger("absl")
+    level = orbax_log.level
+    orbax_log.setLevel(logging.ERROR)  # it warns of the override
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    orbax_log.setLevel(level)
 
 
 class _Kept:

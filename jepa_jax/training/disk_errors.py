@@ -7,8 +7,10 @@ import os
 import pathlib
 import re
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jepa_jax.errors import PreemptedError, StoppedRunError, UserError
@@ -30,6 +32,7 @@ _FAILED = {
     os.strerror(errno.ESTALE): ("the network's file system was lost at", "mount it again"),
 }
 _GONE = ("there is no folder checkpoints any more in", "put it back")
+_PATIENCE = 2.0  # seconds
 _UNFINISHED = re.compile(r"(\d+)\.orbax-checkpoint-tmp.*")
 
 
@@ -45,6 +48,7 @@ def disk_errors_in_one_line(workdir: pathlib.Path) -> Iterator[None]:
         is read-only, or the folder is gone.
     """
     orbax_log, hook = logging.getLogger("absl"), sys.unraisablehook
+    threads = set(threading.enumerate())
 
     def show(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
@@ -56,11 +60,17 @@ def disk_errors_in_one_line(workdir: pathlib.Path) -> Iterator[None]:
             told += "".join(traceback.format_exception(*record.exc_info))
         return _reason(told, workdir) is None
 
+    def hear_again() -> None:
+        sys.unraisablehook = hook
+        orbax_log.removeFilter(is_of_another_reason)
+
     orbax_log.addFilter(is_of_another_reason)
     sys.unraisablehook = show
     try:
         yield
+        hear_again()
     except (UserError, StoppedRunError, PreemptedError):
+        hear_again()
         raise
     except Exception as error:
         told = "".join(traceback.format_exception(error))
@@ -68,11 +78,19 @@ def disk_errors_in_one_line(workdir: pathlib.Path) -> Iterator[None]:
             told += str(pathlib.Path(error.filename or workdir).absolute())
         reason = _reason(told, workdir)
         if reason is None:
+            hear_again()
             raise
+        _let_end(set(threading.enumerate()) - threads)
+        # The process ends now; what is left of the failed save may complain until then, unheard.
         raise StoppedRunError(_advice(workdir, *reason)) from error
-    finally:
-        sys.unraisablehook = hook
-        orbax_log.removeFilter(is_of_another_reason)
+
+
+def _let_end(threads: Iterable[threading.Thread]) -> None:
+    """Those of Orbax, which report the same error one after another, within two seconds."""
+    end = time.monotonic() + _PATIENCE
+    for thread in threads:
+        with contextlib.suppress(Exception):  # it raises what went wrong in the thread
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 def check_there(workdir: pathlib.Path) -> None:
