@@ -4,14 +4,16 @@ The hyper-parameter is chosen on a part of the training features; the probe is t
 them, and the test features are used once, for the number that is reported.
 """
 
+import contextlib
 import dataclasses
+import io
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import joblib
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -24,8 +26,10 @@ from threadpoolctl import threadpool_limits
 from jepa_jax.config import ProbeConfig
 from jepa_jax.errors import UserError
 
-# Else scikit-learn asks lscpu, and prints a traceback where that can't tell (no /sys, in a chroot).
-os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(os.cpu_count() or 1))
+# scikit-learn asks for the physical cores. Where lscpu can't tell (no /sys, in a chroot), joblib
+# prints a traceback, but only the first time: now, unheard.
+with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):
+    joblib.cpu_count(only_physical_cores=True)
 
 log = logging.getLogger(__name__)
 
