@@ -16,7 +16,7 @@ from jepa_jax.config import resolve
 from jepa_jax.data.sources import open_source
 from jepa_jax.errors import PreemptedError, StalledInputError
 from jepa_jax.objectives.registry import make_objective
-from jepa_jax.training import checkpoint, loop, stalls
+from jepa_jax.training import checkpoint, compilation, stalls
 from jepa_jax.training.loop import train
 from jepa_jax.training.stalls import Interrupted, in_time, threads_at_work
 
@@ -127,7 +127,7 @@ def test_case_06_sigterm_while_a_step_is_compiled_ends_the_run_at_once(tiny, tmp
     """The first shape is there, and the second one takes for ever."""
     config = resolve(tiny)
     stream = stream_of(config, open_source(config.data, "train"))
-    real, endless = loop.compile_ahead, []
+    real, endless = compilation.compile_ahead, []
 
     def compile_the_first(step, state, shapes):
         endless.extend(Future() for _ in shapes[1:])
@@ -138,8 +138,8 @@ def test_case_06_sigterm_while_a_step_is_compiled_ends_the_run_at_once(tiny, tmp
             os.kill(os.getpid(), signal.SIGTERM)
         return wait(waiting, 0.1)
 
-    monkeypatch.setattr(loop, "compile_ahead", compile_the_first)
-    monkeypatch.setattr(loop, "wait", wait_and_stop)
+    monkeypatch.setattr(compilation, "compile_ahead", compile_the_first)
+    monkeypatch.setattr(compilation.futures, "wait", wait_and_stop)
     with pytest.raises(PreemptedError) as ended:
         train(config, tmp_path, objective=make_objective(config), stream=stream)
     assert endless

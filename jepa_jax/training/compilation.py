@@ -11,7 +11,10 @@ from typing import Any
 
 import jax
 
-from jepa_jax.training.stalls import COMPILER
+from jepa_jax.batch.spec import Shapes
+from jepa_jax.training.stalls import COMPILER, Interrupted
+from jepa_jax.training.state import TrainState
+from jepa_jax.training.step import TrainStep
 
 log = logging.getLogger(__name__)
 
@@ -76,3 +79,28 @@ def compile_ahead(
     compiled = [executor.submit(compile_one, batch) for batch in shapes]
     executor.shutdown(wait=jax.default_backend() == "gpu")
     return compiled
+
+
+class CompiledSteps:
+    """The step for each shape of batch, compiled in the background; or when it is first called."""
+
+    def __init__(self, step: TrainStep, state: TrainState, shapes: list[Shapes], *, ahead: bool):
+        self._step = step
+        compiled = compile_ahead(step, state, shapes) if ahead else []
+        self._compiled = dict(zip(map(_shape_key, shapes), compiled, strict=False))
+
+    def __call__(self, batch: dict[str, jax.Array], interrupted: Callable[[], bool]) -> TrainStep:
+        """Raises Interrupted while it is being compiled, which may take minutes."""
+        waiting = self._compiled.get(_shape_key(batch))
+        while waiting is not None and not futures.wait([waiting], timeout=0.5).done:
+            if interrupted():
+                raise Interrupted
+        return self._step if waiting is None else waiting.result()
+
+    def cancel(self) -> None:
+        for waiting in self._compiled.values():
+            waiting.cancel()
+
+
+def _shape_key(batch: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple(batch[name].shape for name in sorted(batch))

@@ -7,14 +7,13 @@ import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jepa_jax.batch.spec import DataIdentity, Shapes, Stream, first_view
+from jepa_jax.batch.spec import DataIdentity, Stream, first_view
 from jepa_jax.config import Config
 from jepa_jax.errors import (
     BadDataError,
@@ -26,7 +25,7 @@ from jepa_jax.errors import (
 )
 from jepa_jax.objectives.objective import Objective, at_path
 from jepa_jax.training import checkpoint
-from jepa_jax.training.compilation import compile_ahead
+from jepa_jax.training.compilation import CompiledSteps
 from jepa_jax.training.debugging import describe_nan, parameter_table, write_programs
 from jepa_jax.training.diagnostics import make_diagnostics
 from jepa_jax.training.periods import Timer, due
@@ -38,7 +37,6 @@ from jepa_jax.training.setup import Setup, set_up
 from jepa_jax.training.sharding import batch_sharding, local_rows
 from jepa_jax.training.stalls import Interrupted, in_time
 from jepa_jax.training.state import TrainState
-from jepa_jax.training.step import TrainStep
 from jepa_jax.training.steps import step_folders
 
 log = logging.getLogger(__name__)
@@ -244,27 +242,6 @@ def _start(
     return found
 
 
-class _CompiledSteps:
-    """The step for each shape of batch, compiled in the background; or when it is first called."""
-
-    def __init__(self, step: TrainStep, state: TrainState, shapes: list[Shapes], *, ahead: bool):
-        self._step = step
-        compiled = compile_ahead(step, state, shapes) if ahead else []
-        self._compiled = dict(zip(map(_shape_key, shapes), compiled, strict=False))
-
-    def __call__(self, batch: dict[str, jax.Array], interrupted: Callable[[], bool]) -> TrainStep:
-        """Raises Interrupted while it is being compiled, which may take minutes."""
-        waiting = self._compiled.get(_shape_key(batch))
-        while waiting is not None and not wait([waiting], timeout=0.5).done:
-            if interrupted():
-                raise Interrupted
-        return self._step if waiting is None else waiting.result()
-
-    def cancel(self) -> None:
-        for waiting in self._compiled.values():
-            waiting.cancel()
-
-
 def _compile(
     config: Config,
     workdir: pathlib.Path,
@@ -272,7 +249,7 @@ def _compile(
     state: TrainState,
     stream: Stream,
     start_step: int,
-) -> _CompiledSteps:
+) -> CompiledSteps:
     """All shapes are known beforehand, so training never stops to compile a new one."""
     shapes = [shapes for shapes, _ in stream.variants(start_step)]
     if config.debug:
@@ -280,7 +257,7 @@ def _compile(
     if config.profile.hlo:
         write_programs(workdir / "hlo", setup.step, setup.like, shapes)
     # To debug, compiled at its first call: JAX can take it apart then to find where a NaN arises.
-    return _CompiledSteps(setup.step, setup.like, shapes, ahead=not config.debug)
+    return CompiledSteps(setup.step, setup.like, shapes, ahead=not config.debug)
 
 
 def _to_devices(
@@ -300,10 +277,6 @@ def _to_devices(
             for name in names
         }
         yield {name: int(batch[name].sum()) for name in stream.counted}, arrays
-
-
-def _shape_key(batch: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
-    return tuple(batch[name].shape for name in sorted(batch))
 
 
 def _advice(error: DivergedError, workdir: pathlib.Path) -> str:
