@@ -32,8 +32,9 @@ for argument in "$@"; do
 done
 
 make_environment -r requirements.txt -e ".[test]" ${interop[@]+"${interop[@]}"}
-# Compilation, where the time goes, uses one core; a file's tests share what it compiled.
-command=(.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile ${arguments[@]+"${arguments[@]}"})
+# Compilation, where the time goes, uses one core; a file's tests share what it compiled. The order of
+# the files is that of tests/conftest.py.
+command=(.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"})
 if [ "$dry_run" = yes ]; then
   run "${command[@]}"
 else

@@ -48,6 +48,14 @@ from jepa_jax.objectives.ema import EmaState  # noqa: E402
 from jepa_jax.objectives.objective import Clock  # noqa: E402
 from jepa_jax.objectives.registry import make_objective  # noqa: E402
 
+# First, so that no worker begins one of them when the others have nothing left to do.
+LONGEST = ("loop", "objectives", "processes", "kills", "alarms", "resume", "commands", "stalls")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    first = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))  # stable
+
 
 def load_config_file(name: str) -> ml_collections.ConfigDict:
     """`get_config()` of a file in configs/, with the defaults of all other fields."""
