@@ -13,6 +13,7 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"  # importing Keras takes seconds, and no
 
 import functools
 import json
+import logging
 import pathlib
 import subprocess
 import sys
@@ -138,6 +139,16 @@ def ijepa_loss(objective):
         return objective.loss(params, state, batch, key, Clock(0, 100.0))[0]
 
     return loss
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was():
+    """A command that ran in this process leaves its handler, with a stream that is closed later."""
+    yield
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
+        root.removeHandler(handler)
+    logging.getLogger("jepa_jax").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -83,10 +83,8 @@ def test_case_33_slow_storage_has_one_save_in_flight_and_the_log_says_what_it_co
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {8, 10, 12}
 
 
-@pytest.mark.parametrize("name", ["a b; touch stray $(touch stray) `touch stray` 'x'", "é\n"])
-def test_case_55_a_workdir_of_any_name_is_that_folder_and_nothing_else(
-    tiny, tmp_path, monkeypatch, name
-):
+def test_case_55_a_workdir_of_any_name_is_that_folder_and_nothing_else(tiny, tmp_path, monkeypatch):
+    name = "a b; touch stray $(touch stray) `touch stray` 'é\n'"
     monkeypatch.chdir(tmp_path)
     run(tiny, tmp_path / name)
     assert os.listdir(tmp_path) == [name]
