@@ -94,7 +94,7 @@ def test_batches_are_what_the_objective_declares(name, source):
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [(name, None) for name in SMALL]
+    [(name, None) for name in SMALL if name != "ijepa"]  # that one: tests/test_sharding.py
     + [pytest.param("ijepa", c, id=f"ijepa-{n}") for n, c in WITH_BATCH_STATISTICS.items()],
 )
 def test_one_and_eight_devices_give_the_same_losses(name, changes, source):

@@ -100,6 +100,8 @@ def test_case_12_input_that_hangs_ends_a_run_that_is_saved(
     tiny, tmp_path, released, an_hour_passes, monkeypatch, stopped
 ):
     monkeypatch.setattr(stalls, "_END_SECONDS", 0.1)
+    one_size = {"target_scale": (0.25, 0.25), "target_aspect_ratio": (1.0, 1.0)}
+    tiny.objective.masks.update(one_size)  # one step to compile
     config = resolve(tiny)
     stream = stream_of(config, open_source(config.data, "train"))
 
@@ -162,6 +164,7 @@ class Hangs(stream._Batches):
                 time.sleep(1)
             yield batch
 stream._Batches = Hangs
+stalls._END_SECONDS = 0.1
 command.main()
 """
 
