@@ -1,5 +1,6 @@
 """Input and steps that hang are told of and ended; case 12 of the list of faults."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -38,12 +39,18 @@ def hanging(batches, at, until, then=lambda: None):
 
 
 @pytest.fixture
-def an_hour_passes(monkeypatch):
-    """For what waits: however slow this machine is, no limit is reached before."""
-    passed = [0.0]
-    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + passed[0])
+def hours_pass(monkeypatch):
+    """For what waits, from its call on; no limit is reached before, on however slow a machine."""
+    hours = itertools.repeat(0.0)
+    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + next(hours))
     monkeypatch.setattr(stalls, "time", clock)
-    return lambda: passed.append(passed.pop() + 3600)
+    monkeypatch.setattr(stalls, "_LONGEST_TICK", 1e9)
+
+    def begin():
+        nonlocal hours
+        hours = itertools.count(3600.0, 3600.0)
+
+    return begin
 
 
 @pytest.fixture
@@ -97,7 +104,7 @@ def test_waiting_ends_at_the_limit_or_when_the_run_is_to_stop(released, monkeypa
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_case_12_input_that_hangs_ends_a_run_that_is_saved(
-    tiny, tmp_path, released, an_hour_passes, monkeypatch, stopped
+    tiny, tmp_path, released, hours_pass, monkeypatch, stopped
 ):
     monkeypatch.setattr(stalls, "_END_SECONDS", 0.1)
     one_size = {"target_scale": (0.25, 0.25), "target_aspect_ratio": (1.0, 1.0)}
@@ -109,7 +116,7 @@ def test_case_12_input_that_hangs_ends_a_run_that_is_saved(
         if stopped:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
-            an_hour_passes()
+            hours_pass()
 
     def batches(*which):
         yield from hanging(stream.batches(*which), HANGS_AT, released, then)
@@ -151,7 +158,7 @@ def test_case_06_sigterm_while_a_step_is_compiled_ends_the_run_at_once(tiny, tmp
 
 
 HUNG_PROCESS = """
-import sys, time, types
+import itertools, sys, time, types
 import jepa_jax.train as command
 from jepa_jax.data import stream
 from jepa_jax.training import stalls
@@ -159,12 +166,13 @@ class Hangs(stream._Batches):
     def batches(self, *which):
         for number, batch in enumerate(super().batches(*which)):
             if number == 2:
-                stalls.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 3600)
+                hours = itertools.count(0, 3600)  # pass by between two looks at the clock
+                stalls.time = types.SimpleNamespace(monotonic=lambda: next(hours))
             while number == 2:
                 time.sleep(1)
             yield batch
 stream._Batches = Hangs
-stalls._END_SECONDS = 0.1
+stalls._END_SECONDS, stalls._LONGEST_TICK = 0.1, 1e9
 command.main()
 """
 
@@ -209,3 +217,20 @@ def test_case_12_a_step_that_hangs_ends_the_process():
     assert ended.returncode == 3
     assert "error: step 2 has taken longer than config.stall_minutes = 0.005" in ended.stderr
     assert "Thread 0x" in ended.stderr
+
+
+def test_the_time_that_a_process_is_stopped_does_not_count():
+    """By SIGSTOP, or by the lid of a laptop."""
+    program = (
+        "import time; from jepa_jax.training import stalls; stalls._LONGEST_TICK = 0.3\n"
+        "with stalls.Watchdog(0.025).waiting('step 1'):\n"
+        "    print('waits', flush=True); [time.sleep(0.05) for _ in range(10)]"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "waits\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2.0)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(timeout=60) == 0

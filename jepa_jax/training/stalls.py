@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _POLL_SECONDS = 0.5
+_LONGEST_TICK = (
+    5.0  # seconds: between two looks at the clock; this process was stopped, if more go by
+)
 _TOLD_AFTER = 0.1  # of the limit
 _END_SECONDS = 5.0  # for the thread to end, when no batch is wanted any more
 _THREAD = "jepa_jax input"
@@ -82,14 +85,15 @@ def _draw(
 def _wait(
     drawn: "queue.SimpleQueue[Any]", minutes: float | None, interrupted: Callable[[], bool]
 ) -> Any:
-    start, told = time.monotonic(), False
+    waited, last, told = 0.0, time.monotonic(), False
     limit = math.inf if minutes is None else 60 * minutes
     while True:
         with contextlib.suppress(queue.Empty):
             return drawn.get(timeout=_POLL_SECONDS)
         if interrupted():
             raise Interrupted
-        waited = time.monotonic() - start
+        last, before = time.monotonic(), last
+        waited += min(last - before, _LONGEST_TICK)
         if waited > _TOLD_AFTER * limit and not told:
             log.warning("warning: the next batch has been waited for for %.0f s", waited)
             told = True
@@ -114,14 +118,14 @@ class Watchdog:
 
     def __init__(self, minutes: float | None):
         """Args: minutes: the limit; None: none."""
-        self._doing: tuple[str, float] | None = None
+        self._doing: tuple[str] | None = None  # another object each time
         self._closed = threading.Event()
         if minutes is not None:
             threading.Thread(target=self._watch, args=(minutes,), daemon=True).start()
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        self._doing = (what, time.monotonic())
+        self._doing = (what,)
         try:
             yield
         finally:
@@ -132,9 +136,13 @@ class Watchdog:
 
     def _watch(self, minutes: float) -> None:
         limit = 60 * minutes
+        doing, waited, last = None, 0.0, time.monotonic()
         while not self._closed.wait(min(_POLL_SECONDS, limit / 4)):
-            doing = self._doing
-            if doing is None or time.monotonic() - doing[1] <= limit:
+            last, before = time.monotonic(), last
+            if self._doing is not doing:
+                doing, waited = self._doing, 0.0
+            waited += min(last - before, _LONGEST_TICK)
+            if doing is None or waited <= limit:
                 continue
             faulthandler.dump_traceback(all_threads=True)
             print(
