@@ -40,20 +40,20 @@ def resize(
     whole = (0.0, 0.0, float(x.shape[1]), float(x.shape[0]))
     if x.shape[:2] == size and box in (None, whole):
         return x
-    if x.dtype == np.uint8 and x.shape[-1] in (1, 3):
-        one = _by_pillow if cykooz_resizer is None else _by_cykooz
-        return one(x, size, interpolation, box or whole)
-    # No library resizes 16 bits of several channels and leaves opacity alone.
+    bytes_of_colours = x.dtype == np.uint8 and x.shape[-1] in (1, 3)
+    if bytes_of_colours and cykooz_resizer is not None:
+        return _by_cykooz(x, size, interpolation, box or whole)
     left, top, width, height = box or whole
-    corners, new = (left, top, left + width, top + height), size[::-1]
-    planes = [
-        np.asarray(
-            Image.fromarray(x[..., c].astype(np.float32)).resize(
-                new, _METHODS[interpolation], corners
-            )
-        )
-        for c in range(x.shape[-1])
-    ]
+    corners = (left, top, left + width, top + height)
+
+    def by_pillow(image: np.ndarray) -> np.ndarray:
+        resized = Image.fromarray(image).resize(size[::-1], _METHODS[interpolation], corners)
+        return np.asarray(resized)
+
+    if bytes_of_colours:
+        return by_pillow(x if x.shape[-1] == 3 else x[..., 0]).reshape(*size, x.shape[-1])
+    # No library resizes 16 bits of several channels and leaves opacity alone.
+    planes = [by_pillow(x[..., c].astype(np.float32)) for c in range(x.shape[-1])]
     most = np.iinfo(x.dtype).max
     return np.stack(planes, axis=-1).round().clip(0, most).astype(x.dtype)
 
@@ -78,16 +78,3 @@ def _by_cykooz(
     resized = cykooz_resizer.ImageData(size[1], size[0], kind)
     _of_thread.resizer.resize(source, resized, options)
     return np.frombuffer(resized.get_buffer(), np.uint8).reshape(*size, x.shape[-1])
-
-
-def _by_pillow(
-    x: np.ndarray,
-    size: tuple[int, int],
-    interpolation: Interpolation,
-    box: tuple[float, float, float, float],
-) -> np.ndarray:
-    left, top, width, height = box
-    image = Image.fromarray(x if x.shape[-1] == 3 else x[..., 0])
-    corners = (left, top, left + width, top + height)
-    resized = image.resize(size[::-1], _METHODS[interpolation], corners)
-    return np.asarray(resized).reshape(*size, x.shape[-1])
