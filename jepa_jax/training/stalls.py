@@ -85,15 +85,14 @@ def _draw(
 def _wait(
     drawn: "queue.SimpleQueue[Any]", minutes: float | None, interrupted: Callable[[], bool]
 ) -> Any:
-    waited, last, told = 0.0, time.monotonic(), False
+    time_waited, told = _RunningTime(), False
     limit = math.inf if minutes is None else 60 * minutes
     while True:
         with contextlib.suppress(queue.Empty):
             return drawn.get(timeout=_POLL_SECONDS)
         if interrupted():
             raise Interrupted
-        last, before = time.monotonic(), last
-        waited += min(last - before, _LONGEST_TICK)
+        waited = time_waited.tick()
         if waited > _TOLD_AFTER * limit and not told:
             log.warning("warning: the next batch has been waited for for %.0f s", waited)
             told = True
@@ -103,6 +102,19 @@ def _wait(
                 f"no batch came for {waited:.0f} s (config.stall_minutes = {minutes}): the "
                 "disk, the network or the decoding of an image hangs"
             )
+
+
+class _RunningTime:
+    """Seconds since it was made, without those for which this process was stopped."""
+
+    def __init__(self) -> None:
+        self._seconds, self._last = 0.0, time.monotonic()
+
+    def tick(self) -> float:
+        """To be asked often."""
+        last, self._last = self._last, time.monotonic()
+        self._seconds += min(self._last - last, _LONGEST_TICK)
+        return self._seconds
 
 
 def threads_at_work() -> bool:
@@ -136,13 +148,11 @@ class Watchdog:
 
     def _watch(self, minutes: float) -> None:
         limit = 60 * minutes
-        doing, waited, last = None, 0.0, time.monotonic()
+        doing, time_waited = None, _RunningTime()
         while not self._closed.wait(min(_POLL_SECONDS, limit / 4)):
-            last, before = time.monotonic(), last
             if self._doing is not doing:
-                doing, waited = self._doing, 0.0
-            waited += min(last - before, _LONGEST_TICK)
-            if doing is None or waited <= limit:
+                doing, time_waited = self._doing, _RunningTime()
+            if time_waited.tick() <= limit or doing is None:
                 continue
             faulthandler.dump_traceback(all_threads=True)
             print(
