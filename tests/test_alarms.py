@@ -139,6 +139,9 @@ def test_case_46_an_explosion_stops_the_run_and_names_the_last_good_checkpoint(t
         start(tiny, tmp_path, louder(range(11, 21)), max_spike_steps=3)
     assert e.value.exit_code == 3
     assert 10 in saved(tmp_path)
+    # The same command goes on from the newest one, and does not take the explosion for usual.
+    with pytest.raises(StoppedRunError, match=r"max_spike_steps = 3 steps; .*checkpoints/10"):
+        start(tiny, tmp_path, louder(range(11, 21)), max_spike_steps=3)
 
 
 def test_case_46_a_learning_rate_a_thousand_times_too_high_is_noticed(tiny, tmp_path, caplog):

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 # Steps that the devices may be behind the loop: enough to keep them busy, few enough that a loss
 # that is not finite is seen at once. Numbers are only ever fetched from steps this far back.
 _STEPS_IN_FLIGHT = 4
+_REMEMBERED = 1000  # steps before a resume whose written losses say what is usual
 _BAD, _BAD_FOR = ("collapsing", "collapsed"), 3  # verdicts; in a row, until the alarm
 
 
@@ -59,6 +60,9 @@ class RunLog:
             rows = read_metrics(workdir / "metrics.jsonl")
             self.rows = [row for row in rows if row["step"] <= start_step]
         self.spikes = [row["step"] for row in self.rows if "loss_spike" in row]
+        for row in self.rows:  # or a run that goes on after an explosion would find it usual
+            if "loss" in row and row["step"] > start_step - _REMEMBERED:
+                self._losses.see(row["loss"])
 
     def add(self, step: int, metrics: dict[str, jax.Array], *, written: bool) -> None:
         """Takes a step's numbers, which the devices may still compute; handles older ones."""
@@ -117,9 +121,10 @@ class RunLog:
                 "metrics.jsonl, and see docs/reading_a_run.md",
                 what,
             )
-        if self._losses.high_for == self._config.optimizer.max_spike_steps:
+        most = self._config.optimizer.max_spike_steps
+        if most is not None and self._losses.high_for >= most:
             raise DivergedError(
-                f"{what}, as for config.optimizer.max_spike_steps = {self._losses.high_for} steps",
+                f"{what}, as for config.optimizer.max_spike_steps = {most} steps",
                 before=self.spikes[-1],
             )
 
