@@ -16,7 +16,7 @@ from jepa_jax.command_line import make_parser, run_command
 from jepa_jax.config import Config, DataConfig, resolve, resolve_probe
 from jepa_jax.config.files import load_config
 from jepa_jax.evaluation.comparison import features_of, probe_each
-from jepa_jax.evaluation.report import print_table
+from jepa_jax.evaluation.report import print_table, reduced_of
 from jepa_jax.objectives.objective import Objective, initial_encoder
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.train import pretrain
@@ -57,13 +57,16 @@ def compare(
 ) -> dict[str, dict[str, float]]:
     """Probes the encoders and raw pixels on some data, and prints the table."""
     representations = features_of(data, objective, encoders, batch_size=250, pixels=True)
-    accuracies = {}
+    results = {}
     for name in _PROBES:
         probe_config = resolve_probe(load_config(f"configs/probe/{name}.py", []))
-        results = probe_each(probe_config, representations)
-        accuracies[name] = {which: result["accuracy"] for which, result in results.items()}
-    print_table(accuracies, representations, title=title)
-    return accuracies
+        results[name] = probe_each(probe_config, representations)
+    num_test = len(representations["pretrained"].test.labels)
+    print_table(results, title=title, reduced=reduced_of(representations), num_test=num_test)
+    return {
+        name: {which: result["accuracy"] for which, result in rows.items()}
+        for name, rows in results.items()
+    }
 
 
 def main() -> None:

@@ -9,18 +9,17 @@ from conftest import randomized
 from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from jepa_jax.config import resolve, resolve_probe
 from jepa_jax.config.files import load_config
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import array_source
 from jepa_jax.errors import StoppedRunError, UserError
-from jepa_jax.evaluation import comparison, probes, reduction
+from jepa_jax.evaluation import comparison, extraction, probes, reduction
 from jepa_jax.evaluation.comparison import Representation, features_of, probe_each
 from jepa_jax.evaluation.probes import LabelledFeatures, probe
 from jepa_jax.evaluation.reduction import reduce
-from jepa_jax.evaluation.report import judge, print_table
+from jepa_jax.evaluation.report import judge, print_table, reduced_of
 from jepa_jax.objectives.registry import make_objective
 
 
@@ -89,24 +88,6 @@ def test_a_probe_leaves_the_scale_of_standardised_features_alone():
     assert probe(config, *again)["accuracy"] < expected
 
 
-def test_a_small_linear_fit_takes_one_thread_and_a_large_one_all(monkeypatch):
-    used = []
-
-    class Recorded(probes.LogisticRegression):
-        def fit(self, x, y):
-            used.append({pool["num_threads"] for pool in threadpool_info()})
-            return super().fit(x, y)
-
-    monkeypatch.setattr(probes, "LogisticRegression", Recorded)
-    config = resolve_probe(load_config("configs/probe/linear.py", ["--config.candidates=(0.01,)"]))
-    with threadpool_limits(2):
-        probe(config, *wide(columns=8))
-        assert used == [{1}, {1}]
-        monkeypatch.setattr(probes, "_ONE_THREAD", 40 * 8 * 2)  # of the fit to all, no more
-        probe(config, *wide(columns=8))
-        assert used[2:] == [{1}, {2}]
-
-
 @pytest.mark.parametrize(
     ("channels", "reduced"), [(3, {"columns": 28 * 28 * 3, "components": 21}), (1, None)]
 )
@@ -126,7 +107,7 @@ def test_images_are_read_once_and_only_wide_pixels_reduced(monkeypatch, tiny, ch
         return eval_batches(data, source, **options)
 
     monkeypatch.setattr(comparison, "open_source", lambda data, split: sources[split])
-    monkeypatch.setattr(comparison, "eval_batches", counted)
+    monkeypatch.setattr(extraction, "eval_batches", counted)
     encoders = {name: randomized(objective, i)["encoder"] for i, name in enumerate("ab")}
     found = features_of(config.data, objective, encoders, batch_size=8, pixels=True)
     assert reads == [sources["train"], sources["test"]]
@@ -137,13 +118,13 @@ def test_images_are_read_once_and_only_wide_pixels_reduced(monkeypatch, tiny, ch
         for name, weights in encoders.items():
             labelled = getattr(found[name], split)
             expected = jax.jit(objective.encode)(weights, images).mean(axis=1)
-            np.testing.assert_allclose(labelled.features, expected, atol=1e-4)
+            np.testing.assert_allclose(labelled.rows.all(), expected, atol=1e-4)
             np.testing.assert_array_equal(labelled.labels, labels[part])
     assert found["a"].reduced is None
     assert found["raw_pixels"].reduced == reduced
     if reduced is None:  # the bundled images are such
         expected = images[..., 0].reshape(8, -1)
-        np.testing.assert_allclose(found["raw_pixels"].test.features, expected, atol=1e-4)
+        np.testing.assert_allclose(found["raw_pixels"].test.rows.all(), expected, atol=1e-4)
     without = features_of(config.data, objective, encoders, batch_size=8, pixels=False)
     assert list(without) == ["a", "b"]
 
@@ -154,7 +135,7 @@ def test_training_images_of_one_class_are_no_data_for_a_probe(monkeypatch, tiny)
     pixels = np.zeros((12, 28, 28, 3), np.uint8)
     source = array_source(pixels, np.full(12, 1), ("ant", "bee"), (28, 28))
     monkeypatch.setattr(comparison, "open_source", lambda data, split: source)
-    monkeypatch.setattr(comparison, "eval_batches", None)
+    monkeypatch.setattr(extraction, "eval_batches", None)
     with pytest.raises(UserError, match=r"all training images are of one class, bee;"):
         features_of(config.data, make_objective(config), {}, batch_size=8, pixels=True)
 
@@ -193,17 +174,23 @@ def test_each_probe_says_what_it_is_at_and_how_long_it_took(monkeypatch, capsys)
     assert said[-1].startswith(f"linear probe, raw pixels: {accuracy:.3f} in ")
 
 
-def test_the_table_says_what_was_reduced(capsys):
+def test_the_table_says_what_was_reduced_and_how_sure_each_number_is(capsys):
     train, test = wide(columns=8)
-    representations = {
-        "pretrained": Representation(train, test, 8),
-        "raw_pixels": Representation(train, test, 27_648),
+    reduced = reduced_of(
+        {
+            "pretrained": Representation(train, test, 8),
+            "raw_pixels": Representation(train, test, 27_648),
+        }
+    )
+    rows = {
+        "pretrained": {"accuracy": 0.5, "interval": (0.4, 0.6)},
+        "raw_pixels": {"accuracy": 0.25, "interval": (0.125, 0.375)},
     }
-    print_table({"knn": {"pretrained": 0.5, "raw_pixels": 0.25}}, representations)
+    print_table({"knn": rows}, reduced=reduced, num_test=10)
     assert capsys.readouterr().err.splitlines()[1:] == [
-        "test accuracy          knn",
-        "pretrained           0.500",
-        "raw pixels           0.250",
+        "test accuracy                      knn",
+        "pretrained           0.500 0.400-0.600",
+        "raw pixels           0.250 0.125-0.375",
         "raw pixels: 27,648 columns, reduced to 8 principal components of the training images",
         "",
     ]

@@ -34,8 +34,9 @@ def clusters(n, seed, noise=0.5):
     return LabelledFeatures((features * 10.0 ** np.arange(8)).astype(np.float32), labels)
 
 
-def probe_config(**fields) -> ProbeConfig:
-    return dataclasses.replace(resolve_probe(load_config("configs/probe/knn.py", [])), **fields)
+def probe_config(protocol="knn", **fields) -> ProbeConfig:
+    config = resolve_probe(load_config(f"configs/probe/{protocol}.py", []))
+    return dataclasses.replace(config, **fields)
 
 
 def test_knn_equals_a_vote_by_hand():
@@ -70,7 +71,7 @@ def test_the_hyperparameter_is_chosen_without_the_test_images():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"candidates": (500.0,)}, "only 240 images to be neighbours"),
+        ({"candidates": (1.0, 500.0)}, "only 240 images to be neighbours"),
         ({"validation_fraction": 0.001}, "needs at least one on either side"),
     ],
 )
@@ -87,6 +88,7 @@ def test_too_few_images_for_a_probe_give_one_line(fields, message):
         ({"validation_fraction": 1.0}, "must be between 0 and 1"),
         ({"batch_size": 0}, "must be at least 1"),
         ({"protocol": "svm"}, "must be one of knn, linear"),
+        ({"layers": (0,)}, "must be one or more blocks below 0, ascending"),
     ],
 )
 def test_bad_probe_configs_give_one_line(fields, message):

@@ -15,7 +15,13 @@ from jepa_jax.config.objective import (
     VarianceCovarianceConfig,
     VicregConfig,
 )
-from jepa_jax.config.probe import ProbeConfig, probe_data, resolve_probe
+from jepa_jax.config.probe import (
+    KnnConfig,
+    LinearConfig,
+    ProbeConfig,
+    probe_data,
+    resolve_probe,
+)
 from jepa_jax.config.run import (
     CheckpointConfig,
     ComputeConfig,
@@ -39,6 +45,8 @@ __all__ = [
     "EmaConfig",
     "IJepaConfig",
     "InitConfig",
+    "KnnConfig",
+    "LinearConfig",
     "LoggingConfig",
     "MaeConfig",
     "MaskConfig",

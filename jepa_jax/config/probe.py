@@ -1,35 +1,84 @@
-"""The configuration of a probe."""
+"""The configuration of a probe: one dataclass a protocol, told apart by `protocol`."""
 
 import dataclasses
 from typing import Annotated, Any, Literal
 
 from jepa_jax.config.data import DataConfig
 from jepa_jax.config.run import Config, resolve
-from jepa_jax.config.schema import Bound, Positive, from_mapping, to_dict
+from jepa_jax.config.schema import (
+    AboveZero,
+    Bound,
+    Positive,
+    from_mapping,
+    to_dict,
+)
 from jepa_jax.errors import UserError
+
+_Some = Bound("be one or more values above 0", lambda x: len(x) > 0 and min(x) > 0)
+_NotEmpty = Bound("be one or more values", lambda x: len(x) > 0)
+_Ascending = Bound(
+    "be one or more blocks below 0, ascending; -1 is the last",
+    lambda x: len(x) > 0 and max(x) < 0 and list(x) == sorted(set(x)),
+)
+Layers = Annotated[tuple[int, ...], _Ascending]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
-    protocol: Literal["knn", "linear"]
-    data: dict = dataclasses.field(default_factory=dict)  # fields of DataConfig that differ from
-    # what the checkpoint was trained on
+class _Probe:
+    """What all protocols have."""
+
+    # Fields of DataConfig that differ from what the checkpoint was trained on.
+    data: dict = dataclasses.field(default_factory=dict)
     batch_size: Positive = 250  # images per forward pass
-    # Of the training images, to choose the hyper-parameter.
+    # Of the training images, to choose the hyper-parameters.
     validation_fraction: Annotated[float, Bound("be between 0 and 1", lambda x: 0 < x < 1)] = 0.2
     seed: int = 0  # of the train / validation split
-    controls: bool = True  # also probe the encoder at its random initialisation, and raw pixels
-    # To choose from; knn: k, linear: C, 1 / strength of the L2 term.
-    candidates: Annotated[
-        tuple[float, ...],
-        Bound("be one or more values above 0", lambda x: len(x) > 0 and min(x) > 0),
-    ]
+    # Also probe the encoder at its random initialisation, and raw pixels.
+    controls: bool = True
+    # Also probe this checkpoint, as a control that saw labels: a workdir of the same architecture.
+    supervised: str | None = None
 
 
-def resolve_probe(config: Any) -> ProbeConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KnnConfig(_Probe):
+    """k nearest neighbours among average-pooled features."""
+
+    protocol: Literal["knn"] = "knn"
+    layers: Layers = (-1,)  # blocks whose pooled tokens are concatenated
+    candidates: Annotated[tuple[float, ...], _Some]  # of k
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    standardize: bool = True  # each column to mean 0 and deviation 1 first
+    # Each neighbour counts the same, or as exp(similarity / temperature).
+    votes: Annotated[tuple[Literal["majority", "weighted"], ...], _NotEmpty] = ("majority",)
+    temperature: AboveZero = 0.07
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearConfig(_Probe):
+    """Logistic (of numbers: ridge) regression on average-pooled features, by L-BFGS."""
+
+    protocol: Literal["linear"] = "linear"
+    layers: Layers = (-1,)  # blocks whose pooled tokens are concatenated
+    candidates: Annotated[tuple[float, ...], _Some]  # of C, 1 / strength of the L2 term
+
+
+ProbeConfig = KnnConfig | LinearConfig
+_PROTOCOLS: dict[str, type] = {
+    "knn": KnnConfig,
+    "linear": LinearConfig,
+}
+
+
+def resolve_probe(config: Any) -> Any:
     """Checks the configuration of a probe; see `resolve` for the errors."""
-    resolved = from_mapping(ProbeConfig, config)
-    if resolved.protocol == "knn" and any(k != int(k) for k in resolved.candidates):
+    protocol = config.get("protocol") if hasattr(config, "get") else None
+    if protocol not in _PROTOCOLS:
+        problem = (
+            "config.protocol: missing" if protocol is None else f"config.protocol = {protocol!r}"
+        )
+        raise UserError(f"{problem}: must be one of {', '.join(_PROTOCOLS)}")
+    resolved: Any = from_mapping(_PROTOCOLS[protocol], config)
+    if isinstance(resolved, KnnConfig) and any(k != int(k) for k in resolved.candidates):
         raise UserError(
             f"config.candidates = {resolved.candidates}: must be whole numbers of neighbours"
         )

@@ -1,22 +1,31 @@
 """A pretrained encoder beside its controls: its own random initialisation, and raw pixels."""
 
+import functools
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 
-from jepa_jax.batch.pixels import normalize
-from jepa_jax.config import DataConfig, ProbeConfig
-from jepa_jax.data.pipeline import eval_batches, too_many_bad
-from jepa_jax.data.sources import open_source
-from jepa_jax.errors import StoppedRunError, UserError
-from jepa_jax.evaluation.features import Pool, make_pool, pool_padded, raw_pixels
+from jepa_jax.config import DataConfig, KnnConfig, LinearConfig, MeshConfig
+from jepa_jax.data.sources import Source, open_source
+from jepa_jax.errors import UserError
+from jepa_jax.evaluation.extraction import Control, Sink, encode_images, flat_pixels
+from jepa_jax.evaluation.features import make_pool
 from jepa_jax.evaluation.probes import LabelledFeatures, probe
 from jepa_jax.evaluation.reduction import WIDEST, reduce
+from jepa_jax.evaluation.scores import MEASURE
+from jepa_jax.evaluation.tasks import task_of
 from jepa_jax.objectives.objective import Objective
+from jepa_jax.training.sharding import make_mesh
+
+_PIXEL_BYTES = 1 << 30  # of raw pixels that are held; above, colour histograms take their place
+_SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+
+# (split, source, name of an encoder) -> where its features go
+SinkOf = Callable[[str, Source, str], Sink]
 
 
 class Representation(NamedTuple):
@@ -33,102 +42,99 @@ class Representation(NamedTuple):
     @property
     def reduced(self) -> dict[str, int] | None:
         """The number of columns before, and of principal components after; None: not reduced."""
-        width = self.train.features.shape[1]
+        width = self.train.rows.shape[1]
         return {"columns": self.columns, "components": width} if width < self.columns else None
 
 
 def features_of(
     data: DataConfig,
     objective: Objective,
-    encoders: dict[str, Any],
+    encoders: Mapping[str, Any],
     *,
     batch_size: int,
     pixels: bool,
+    layers: tuple[int, ...] | None = None,
+    sink: SinkOf | None = None,
 ) -> dict[str, Representation]:
     """Average-pooled features of the training and test images, for each encoder.
 
     Args:
       encoders: name -> weights of an encoder.
-      pixels: also give the images themselves, as "raw_pixels", or their principal components.
+      pixels: also give the images themselves, as "raw_pixels", or their principal components; where
+        they do not fit in memory, as "colour_histograms".
+      layers: blocks whose means are concatenated, counted from 0; None: the last alone.
+      sink: where the encoders' features go; None: to memory.
 
     Raises:
       UserError: the data have no labels, or the training images only one.
       StoppedRunError: more images are bad than `data.bad_share`; up to there they are left out.
     """
-    pool = make_pool(objective)
-    train, test = (
-        _extract(data, split, pool, encoders, batch_size=batch_size, pixels=pixels)
-        for split in ("train", "test")
-    )
-    found = {}
-    for name in list(train):
-        pair = train.pop(name), test.pop(name)
-        columns = pair[0].features.shape[1]
-        # Only a control: an encoder's features are what is judged, however wide.
-        if name not in encoders and columns > WIDEST:
-            _say(f"{name.replace('_', ' ')}: principal components of {columns:,} columns ...")
-            pair = reduce(*pair)
-        found[name] = Representation(*pair, columns)
-    return found
+    devices = jax.device_count()
+    pool = make_pool(objective, make_mesh(MeshConfig()) if devices > 1 else None, layers=layers)
+    sources = {split: labelled_source(data, split) for split in _SPLITS}
+    control = control_for(data, list(sources.values())) if pixels else None
+    found: dict[str, dict[str, LabelledFeatures]] = {}
+    for split, source in sources.items():
+        rows, good = encode_images(
+            data,
+            source,
+            split,
+            pool,
+            encoders,
+            batch_size=-(-batch_size // devices) * devices,  # the same number on each
+            control=control,
+            sink=None if sink is None else functools.partial(sink, split, source),
+        )
+        labels: Any = source.labels
+        for name, of_name in rows.items():
+            features: Any = of_name
+            if name == "raw_pixels":
+                features = flat_pixels(of_name, data, source.dtype)
+            found.setdefault(name, {})[split] = LabelledFeatures(features, labels[good])
+    return {name: _represented(name, found.pop(name), name in encoders) for name in list(found)}
 
 
-def _extract(
-    data: DataConfig,
-    split: Literal["train", "test"],
-    pool: Pool,
-    encoders: dict[str, Any],
-    *,
-    batch_size: int,
-    pixels: bool,
-) -> dict[str, LabelledFeatures]:
-    """All representations in one pass: decoding photos takes longer than encoding them."""
+def _represented(name: str, found: dict[str, LabelledFeatures], is_encoder: bool) -> Representation:
+    pair = found["train"], found["test"]
+    columns = pair[0].rows.shape[1]
+    # Only a control: an encoder's features are what is judged, however wide.
+    if not is_encoder and columns > WIDEST:
+        say(f"{name.replace('_', ' ')}: principal components of {columns:,} columns ...")
+        pair = reduce(*pair)
+    return Representation(*pair, columns)
+
+
+def labelled_source(data: DataConfig, split: Literal["train", "test"]) -> Source:
+    """Images that a probe can learn from.
+
+    Raises:
+      UserError: they have no labels, or the training images only one class.
+    """
     source = open_source(data, split)
     if source.labels is None:
         raise UserError(
             f"config.data.path = {data.path!r}: the {split} images have no labels, which a probe "
             "needs; sort them into one folder per class"
         )
-    classes = np.unique(source.labels)
-    if split == "train" and len(classes) < 2:
+    classes = np.unique(source.labels) if source.labels.ndim == 1 else None
+    if split == "train" and classes is not None and len(classes) < 2:
         raise UserError(
             f"config.data.path = {data.path!r}: all training images are of one class"
             f"{', ' + source.class_names[classes[0]] if source.class_names else ''}; a probe needs "
             "at least two"
         )
-    n, start, bad = source.num_examples, 0, list[int]()
-    index = np.arange(n)
-    shape = (n if pixels else 0, *data.image_size, source.channels)
-    held = np.empty(shape, source.dtype)
-    parts: dict[str, list[Any]] = {name: [] for name in encoders}
-    _say(f"encoding {n:,} {split} images ...")
-    # The bar on a terminal only: elsewhere it would be one long line.
-    with tqdm.tqdm(total=n, unit="img", desc=f"{split} images", disable=None) as bar:
-        for images in eval_batches(data, source, index=index, batch_size=batch_size, bad=bad):
-            for name, weights in encoders.items():
-                parts[name].append(pool_padded(pool, weights, images, batch_size))
-            if pixels:
-                held[start : start + len(images)] = images
-            start += len(images)
-            jax.block_until_ready(parts)  # or the bar would run ahead, and images queue up
-            bar.update(len(images))
-    features = {name: np.concatenate(jax.device_get(part)) for name, part in parts.items()}
-    if pixels:
-        features["raw_pixels"] = raw_pixels(normalize(held, data.mean, data.std))
-    good = ~np.isin(index, bad)
-    num_bad = n - int(good.sum())
-    if too_many_bad(num_bad, n, data.bad_share):
-        raise StoppedRunError(
-            f"{num_bad} of {n} {split} images are bad, more than config.data.bad_share = "
-            f"{data.bad_share}"
-        )
-    if num_bad:
-        _say(f"left out: {num_bad} bad {split} images (python -m jepa_jax.data check names all)")
-    labels = source.labels[good]
-    return {name: LabelledFeatures(array[good], labels) for name, array in features.items()}
+    return source
+
+
+def control_for(data: DataConfig, sources: list[Source]) -> Control:
+    """Raw pixels, or what takes their place where they do not fit in memory."""
+    images = sum(source.num_examples for source in sources)
+    size = int(np.prod(data.image_size)) * sources[0].channels * sources[0].dtype.itemsize
+    return "raw_pixels" if images * size <= _PIXEL_BYTES else "colour_histograms"
 
 
 def probe_each(
-    config: ProbeConfig, representations: dict[str, Representation]
+    config: KnnConfig | LinearConfig, representations: dict[str, Representation]
 ) -> dict[str, dict[str, Any]]:
     """What `probe` gives for each representation; says on standard error what it is at.
 
@@ -141,16 +147,18 @@ def probe_each(
         what = f"{config.protocol} probe, {name.replace('_', ' ')}"
 
         def on_slow_fit(value: float, seconds: float, what: str = what) -> None:
-            _say(f"{what}: fitted with {symbol} = {value:g} in {seconds:.1f} s")
+            say(f"{what}: fitted with {symbol} = {value:g} in {seconds:.1f} s")
 
         candidates = ", ".join(f"{value:g}" for value in config.candidates)
-        _say(f"{what}: {symbol} of {candidates} ...")
+        say(f"{what}: {symbol} of {candidates} ...")
         start = time.monotonic()
         results[name] = probe(config, found.train, found.test, on_slow_fit=on_slow_fit)
         seconds = time.monotonic() - start
-        _say(f"{what}: {results[name]['accuracy']:.3f} in {seconds:.1f} s")
+        measure = MEASURE[task_of(found.test.labels).kind]
+        say(f"{what}: {results[name][measure]:.3f} in {seconds:.1f} s")
     return results
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """To standard error, at once."""
     print(line, file=sys.stderr, flush=True)

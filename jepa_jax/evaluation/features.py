@@ -14,14 +14,28 @@ from jepa_jax.training.sharding import batch_sharding, replicated, traced_on
 
 Pool = Callable[[Any, np.ndarray], Array]
 
+HISTOGRAM_BINS = 8  # of each of three channels
 
-def make_pool(objective: Objective, mesh: Mesh | None = None) -> Pool:
+
+def make_pool(
+    objective: Objective, mesh: Mesh | None = None, *, layers: tuple[int, ...] | None = None
+) -> Pool:
     """Jitted (weights of an encoder, images [B, H, W, 3]) -> mean over each image's tokens [B, D].
 
     Args:
       mesh: see `make_encode`.
+      layers: blocks counted from 0, ascending, whose means are concatenated: [B, L * D]; None: the
+        last alone.
     """
-    return _over(mesh, lambda weights, images: jnp.mean(objective.encode(weights, images), axis=1))
+
+    def pool(weights: Any, images: Array) -> Array:
+        tokens = objective.encode(weights, images, layers)  # [B, N, D] or [L, B, N, D]
+        pooled = jnp.mean(tokens, axis=-2)
+        if layers is None:
+            return pooled
+        return jnp.swapaxes(pooled, 0, 1).reshape(images.shape[0], -1)  # [B, L * D]
+
+    return _over(mesh, pool)
 
 
 def make_encode(objective: Objective, mesh: Mesh | None = None) -> Pool:
@@ -79,3 +93,21 @@ def raw_pixels(images: np.ndarray) -> np.ndarray:
     if np.array_equal(images, np.broadcast_to(mean_channel, images.shape)):
         images = mean_channel
     return images.reshape(len(images), -1)
+
+
+def colour_histograms(images: np.ndarray) -> np.ndarray:
+    """Shares of an image's pixels in 8 x 8 x 8 bins of its first three channels, float32 [n, 512].
+
+    The control where raw pixels do not fit in memory. Of fewer channels: [n, 8] or [n, 64].
+
+    Args:
+      images: uint8 or uint16 [n, H, W, C].
+    """
+    channels = min(images.shape[-1], 3)
+    shift = 8 * images.dtype.itemsize - HISTOGRAM_BINS.bit_length() + 1
+    bins = (images[..., :channels] >> shift).astype(np.int64)  # 0..7 each
+    number = np.ravel_multi_index(np.moveaxis(bins, -1, 0), (HISTOGRAM_BINS,) * channels)
+    flat = number.reshape(len(images), -1)  # [n, H * W]
+    counts = np.zeros((len(images), HISTOGRAM_BINS**channels), np.float32)
+    np.add.at(counts, (np.arange(len(images))[:, None], flat), 1.0)
+    return counts / flat.shape[1]

@@ -1,141 +1,187 @@
 """k-NN and linear probes of frozen features.
 
 The hyper-parameter is chosen on a part of the training features; the probe is then fitted to all of
-them, and the test features are used once, for the number that is reported.
+them, and the test features are used once, for the numbers that are reported.
 """
 
-import contextlib
 import dataclasses
-import io
-import logging
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
-import joblib
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
-from jepa_jax.config import ProbeConfig
+from jepa_jax.config import KnnConfig, LinearConfig
 from jepa_jax.errors import UserError
+from jepa_jax.evaluation import knn, logistic
+from jepa_jax.evaluation.rows import Rows
+from jepa_jax.evaluation.scores import LOWER_IS_BETTER, MEASURE, measure, score
+from jepa_jax.evaluation.tasks import Task, softmax, task_of
 
-# scikit-learn asks for the physical cores. Where lscpu can't tell (no /sys, in a chroot), joblib
-# prints a traceback, but only the first time: now, unheard.
-with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):
-    joblib.cpu_count(only_physical_cores=True)
-
-log = logging.getLogger(__name__)
-
-_MAX_ITERATIONS = 1000  # of L-BFGS, for the linear probe
 _SLOW_SECONDS = 1.0
-# Products of one step up to which a second thread costs more than it gives: on a machine with other
-# work, threads that wait for each other make such a fit 15 to 90 times as long.
-_ONE_THREAD = 1e8
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledFeatures:
-    features: np.ndarray  # float32 [n, D]
-    labels: np.ndarray  # int64 [n]
-    standardised: bool = False  # already: the probe then leaves each column's variance as it is
+    """Features of images, and what is to be told from them.
+
+    Attributes:
+      features: float32 [n, D], or `Rows` that lie in files.
+      labels: int64 [n]; bool [n, K]; or float [n, K]; see `tasks.Task`.
+      standardised: already: the probe then leaves each column's variance as it is.
+    """
+
+    features: np.ndarray | Rows
+    labels: np.ndarray
+    standardised: bool = False
+
+    @property
+    def rows(self) -> Rows:
+        return self.features if isinstance(self.features, Rows) else Rows([self.features])
 
 
 def probe(
-    config: ProbeConfig,
+    config: KnnConfig | LinearConfig,
     train: LabelledFeatures,
     test: LabelledFeatures,
     *,
     on_slow_fit: Callable[[float, float], None] | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of a probe on the test features.
+    """What a probe tells of the test images.
 
     Args:
       on_slow_fit: is called with a hyper-parameter and seconds, after each fit of over a second.
 
     Returns:
-      accuracy: on the test features, 0..1.
-      chosen: the hyper-parameter; of equally good ones the first.
-      validation: hyper-parameter -> accuracy on the held-out part of the training features.
+      what `scores.score` gives, the first of which is the accuracy of a classification, 0..1;
+      chosen: the hyper-parameter; of equally good ones the first;
+      validation: hyper-parameter -> the same measure on the held-out part of the training features;
+        empty where there is but one to choose;
+      outputs: [n, K] of the test images, float32: the probabilities of classes or labels, or
+        numbers.
 
     Raises:
       UserError: the training images are too few for the configured probe.
     """
-    rarest = int(np.unique(train.labels, return_counts=True)[1].min())
+    task = task_of(train.labels, test.labels)
+    predict = _predict_knn if isinstance(config, KnnConfig) else _predict_linear
+    ways = _ways(config)
+    validation: dict[Any, float] = {}
+    chosen = next(iter(ways))
+    if len(ways) > 1:
+        fit, held = _split(config, task, train.labels)
+        _check_neighbours(config, len(fit))
+        part, rest = (
+            LabelledFeatures(train.rows.take(index), train.labels[index], train.standardised)
+            for index in (fit, held)
+        )
+        of_ways = predict(config, task, part, rest, ways, on_slow_fit)
+        validation = {name: measure(task, of_ways[name], train.labels[held]) for name in ways}
+        sign = -1 if MEASURE[task.kind] in LOWER_IS_BETTER else 1
+        chosen = max(validation, key=lambda name: sign * validation[name])
+    _check_neighbours(config, len(train.labels))
+    outputs = predict(config, task, train, test, {chosen: ways[chosen]}, on_slow_fit)[chosen]
+    return {
+        **score(task, outputs, test.labels, seed=config.seed),
+        "chosen": chosen,
+        "validation": validation,
+        "outputs": outputs,
+    }
+
+
+def _ways(config: KnnConfig | LinearConfig) -> dict[Any, Any]:
+    """The hyper-parameters to choose from: name -> value."""
+    if isinstance(config, LinearConfig):
+        return {value: value for value in config.candidates}
+    if len(config.votes) == 1:  # then k alone is a name
+        return {k: (config.votes[0], int(k)) for k in config.candidates}
+    return {f"{vote} {k:g}": (vote, int(k)) for vote in config.votes for k in config.candidates}
+
+
+def _split(
+    config: KnnConfig | LinearConfig, task: Task, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the training images to fit to, and of those to choose with; ascending."""
+    classes = task.kind == "classification"
+    rarest = int(np.unique(labels, return_counts=True)[1].min()) if classes else len(labels)
     if rarest * min(config.validation_fraction, 1 - config.validation_fraction) < 1:
         raise UserError(
             f"config.validation_fraction = {config.validation_fraction}: a class has only {rarest} "
             "training images, and needs at least one on either side"
         )
-    fit_features, held_features, fit_labels, held_labels = train_test_split(
-        train.features,
-        train.labels,
+    fit, held = train_test_split(
+        np.arange(len(labels)),
         test_size=config.validation_fraction,
         random_state=config.seed,
-        stratify=train.labels,
+        stratify=labels if classes else None,
     )
-    if config.protocol == "knn" and max(config.candidates) > len(fit_labels):
+    return np.sort(fit), np.sort(held)
+
+
+def _check_neighbours(config: KnnConfig | LinearConfig, count: int) -> None:
+    if isinstance(config, KnnConfig) and max(config.candidates) > count:
         raise UserError(
-            f"config.candidates = {config.candidates}: there are only {len(fit_labels)} images to "
-            "be neighbours"
+            f"config.candidates = {config.candidates}: there are only {count} images to be "
+            "neighbours"
         )
 
-    def fit(value: float, part: LabelledFeatures) -> Pipeline:
+
+def _predict_knn(
+    config: Any,
+    task: Task,
+    train: LabelledFeatures,
+    test: LabelledFeatures,
+    ways: dict[Any, Any],
+    on_slow_fit: Callable[[float, float], None] | None,
+) -> dict[Any, np.ndarray]:
+    del on_slow_fit  # one search for all
+    found = knn.predict(
+        task,
+        train.rows,
+        train.labels,
+        test.rows,
+        ways=list(ways.values()),
+        metric=config.metric,
+        standardize=config.standardize and not train.standardised,
+        temperature=config.temperature,
+    )
+    return {name: found[way] for name, way in ways.items()}
+
+
+def _predict_linear(
+    config: Any,
+    task: Task,
+    train: LabelledFeatures,
+    test: LabelledFeatures,
+    ways: dict[Any, Any],
+    on_slow_fit: Callable[[float, float], None] | None,
+) -> dict[Any, np.ndarray]:
+    del config
+    outputs, head = {}, None
+    for name, strength in sorted(ways.items(), key=lambda way: way[1]):
         start = time.monotonic()
-        classifier = _fit(config, value, part)
+        # The solution for the next weaker term is near: it is where the search begins.
+        head = logistic.fit(
+            task,
+            train.rows,
+            train.labels,
+            strength=strength,
+            standardized=train.standardised,
+            start=head,
+        )
         seconds = time.monotonic() - start
         if on_slow_fit and seconds > _SLOW_SECONDS:
-            on_slow_fit(value, seconds)
-        return classifier
-
-    part = LabelledFeatures(fit_features, fit_labels, train.standardised)
-    validation = {
-        value: float(fit(value, part).score(held_features, held_labels))
-        for value in config.candidates
-    }
-    chosen = max(validation, key=lambda value: validation[value])
-    classifier = fit(chosen, train)
-    return {
-        "accuracy": float(classifier.score(test.features, test.labels)),
-        "chosen": chosen,
-        "validation": validation,
-    }
+            on_slow_fit(strength, seconds)
+        outputs[name] = softmax(task, head(test.rows))
+    return outputs
 
 
 def knn_accuracy(train: LabelledFeatures, test: LabelledFeatures, *, neighbors: int) -> float:
     """Accuracy of k-NN with one k, for a look at a run that is still going on."""
-    classifier = make_pipeline(
-        StandardScaler(), KNeighborsClassifier(n_neighbors=neighbors, algorithm="brute")
+    config = KnnConfig(candidates=(float(neighbors),))
+    ways = {neighbors: ("majority", neighbors)}
+    task = task_of(train.labels, test.labels)
+    return measure(
+        task, _predict_knn(config, task, train, test, ways, None)[neighbors], test.labels
     )
-    classifier.fit(train.features, train.labels)
-    return float(classifier.score(test.features, test.labels))
-
-
-def _fit(config: ProbeConfig, value: float, train: LabelledFeatures) -> Pipeline:
-    """The probe with one value of its hyper-parameter, on standardised features."""
-    if config.protocol == "knn":
-        classifier = KNeighborsClassifier(n_neighbors=int(value), algorithm="brute")
-    else:
-        classifier = LogisticRegression(C=value, tol=1e-3, max_iter=_MAX_ITERATIONS)
-    scaler = "passthrough" if train.standardised else StandardScaler()
-    pipeline = make_pipeline(scaler, classifier)
-    products = train.features.size * len(np.unique(train.labels))  # of one step of L-BFGS
-    one_thread = config.protocol == "linear" and products < _ONE_THREAD
-    with (
-        threadpool_limits(1 if one_thread else None),
-        warnings.catch_warnings(record=True) as caught,
-    ):
-        warnings.simplefilter("always")
-        pipeline.fit(train.features, train.labels)
-    for warning in caught:
-        if issubclass(warning.category, ConvergenceWarning):
-            log.warning(
-                "linear probe, C = %g: not converged in %d iterations", value, _MAX_ITERATIONS
-            )
-    return pipeline

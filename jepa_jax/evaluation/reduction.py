@@ -26,8 +26,8 @@ def reduce(
     Returns:
       float32 [n, min(256, number of training images - 1)], standardised.
     """
-    n = len(train.features)
-    fit = train.features
+    fit = train.rows.all()
+    n = len(fit)
     if n > _FIT_IMAGES:
         fit = fit[np.sort(np.random.default_rng(0).choice(n, _FIT_IMAGES, replace=False))]
     scaler = StandardScaler().fit(fit)
@@ -38,9 +38,8 @@ def reduce(
     scale = np.sqrt(pca.explained_variance_.mean())
 
     def project(given: LabelledFeatures) -> LabelledFeatures:
-        chunks = range(0, len(given.features), _CHUNK)
         parts = [
-            pca.transform(scaler.transform(given.features[i : i + _CHUNK])) / scale for i in chunks
+            pca.transform(scaler.transform(chunk)) / scale for chunk in given.rows.blocks(_CHUNK)
         ]
         features = np.concatenate(parts).astype(np.float32, copy=False)
         return LabelledFeatures(features, given.labels, standardised=True)

@@ -1,37 +1,62 @@
 """The table of a comparison, and what it says in a sentence."""
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from jepa_jax.evaluation.comparison import Representation
+from jepa_jax.evaluation.scores import MEASURE, measured
 
 READ_ON = "docs/reading_a_run.md"
+_TITLES = {"accuracy": "test accuracy", "mean_average_precision": "test mAP", "rmse": "test RMSE"}
 
 
 def print_table(
-    accuracies: dict[str, dict[str, float]],
-    representations: dict[str, Representation],
+    results: Mapping[str, Mapping[str, Mapping[str, Any]]],
     *,
-    title: str = "test accuracy",
+    title: str | None = None,
+    reduced: Mapping[str, Mapping[str, int]] | None = None,
+    num_test: int,
 ) -> None:
-    """Writes accuracies by protocol and by representation to standard error, and what they say."""
-    names = list(next(iter(accuracies.values())))
+    """Writes measures with their intervals to standard error, and what they say.
+
+    Args:
+      results: by protocol and by representation, what `scores.score` gives.
+      title: None: the name of the measure.
+      reduced: representations that were reduced to principal components.
+      num_test: images that they were measured on.
+    """
+    names = list(next(iter(results.values())))
+    measure = measured(results[next(iter(results))][names[0]])
+    title = title or _TITLES[measure]
     width = max(16, len(title) + 2)
-    lines = [f"\n{title:<{width}}" + "".join(f"{p:>10}" for p in accuracies)]
+    lines = [f"\n{title:<{width}}" + "".join(f"{protocol:>22}" for protocol in results)]
     for name in names:
-        row = "".join(f"{accuracies[protocol][name]:>10.3f}" for protocol in accuracies)
+        row = ""
+        for of_protocol in results.values():
+            low, high = of_protocol[name]["interval"]
+            row += f"{of_protocol[name][measure]:>10.3f}{f'{low:.3f}-{high:.3f}':>12}"
         lines.append(f"{name.replace('_', ' '):<{width}}{row}")
-    for name, representation in representations.items():
-        if reduced := representation.reduced:
-            lines.append(
-                f"{name.replace('_', ' ')}: {reduced['columns']:,} columns, reduced to "
-                f"{reduced['components']} principal components of the training images"
-            )
-    num_test = len(next(iter(representations.values())).test.labels)
-    verdict = judge(accuracies, num_test)
-    lines += [verdict] if verdict else []
+    for name, columns in (reduced or {}).items():
+        lines.append(
+            f"{name.replace('_', ' ')}: {columns['columns']:,} columns, reduced to "
+            f"{columns['components']} principal components of the training images"
+        )
+    if measure == MEASURE["classification"]:
+        values = {
+            protocol: {name: row[measure] for name, row in rows.items()}
+            for protocol, rows in results.items()
+        }
+        verdict = judge(values, num_test)
+        lines += [verdict] if verdict else []
     print("\n".join(lines) + "\n", file=sys.stderr)
+
+
+def reduced_of(representations: Mapping[str, Representation]) -> dict[str, dict[str, int]]:
+    """Those that were reduced: name -> columns before, and principal components after."""
+    return {name: found.reduced for name, found in representations.items() if found.reduced}
 
 
 def judge(accuracies: dict[str, dict[str, float]], num_test: int) -> str | None:

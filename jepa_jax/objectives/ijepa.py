@@ -79,8 +79,8 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
             value += sum(terms.values())
         return value, {"metrics": metrics}
 
-    def encode(weights: Any, images: Array) -> Any:
-        return encoder.apply({"params": weights}, images)
+    def encode(weights: Any, images: Array, layers: tuple[int, ...] | None = None) -> Any:
+        return encoder.apply({"params": weights}, images, layers=layers)
 
     def flops(shapes: Shapes) -> dict[str, float]:
         _, K = shapes["context_index"].shape

@@ -65,8 +65,8 @@ def make(config: Config, settings: MaeConfig) -> Objective:
         chex.assert_equal_shape((predictions, targets))
         return jnp.mean(jnp.square(predictions - targets)), {}
 
-    def encode(weights: Any, images: Array) -> Any:
-        return encoder.apply({"params": weights}, images)
+    def encode(weights: Any, images: Array, layers: tuple[int, ...] | None = None) -> Any:
+        return encoder.apply({"params": weights}, images, layers=layers)
 
     def flops(shapes: Shapes) -> dict[str, float]:
         K, T = shapes["visible_index"].shape[1], shapes["masked_index"].shape[1]

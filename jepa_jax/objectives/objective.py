@@ -41,7 +41,8 @@ class Objective(NamedTuple):
         average, a queue, nothing. `update(updates, state, params, out=out)` is called with the
         final updates of a step, and the parameters before them.
       encoders: name -> path in the `TrainState`, as ("params", "encoder"). The first is probed.
-      encode: (weights of one encoder, images [B, H, W, C]) -> tokens float32 [B, N, D].
+      encode: (weights of one encoder, images [B, H, W, C], layers) -> tokens float32 [B, N, D], of
+        the last block; with `layers`, blocks counted from 0 and ascending, [L, B, N, D].
       flops: shapes of a batch -> floating-point operations per example, by part.
       trains: parameters -> a tree like them of the first steps at which they are trained (`NEVER`
         for those that are not); None: all, from the start.
@@ -56,7 +57,7 @@ class Objective(NamedTuple):
     loss: Callable[[Params, Any, Batch, Array, Clock], tuple[Float[Array, ""], dict[str, Any]]]
     state: Callable[[float], optax.GradientTransformation]
     encoders: Mapping[str, tuple[str, ...]]
-    encode: Callable[[Params, Array], Float[Array, "B N D"]]
+    encode: Callable[..., Float[Array, "B N D"] | Float[Array, "L B N D"]]
     flops: Callable[[Shapes], dict[str, float]]
     trains: Callable[[Params], Any] | None = None
     mean_over_examples: bool = True

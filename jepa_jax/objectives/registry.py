@@ -37,7 +37,7 @@ def make_objective(config: Config) -> Objective:
         }
         return objective.loss(params, state, batch, key, clock)
 
-    def encode(weights: Params, images: Array) -> Array:
-        return objective.encode(weights, normalize(images, mean, std))
+    def encode(weights: Params, images: Array, layers: tuple[int, ...] | None = None) -> Array:
+        return objective.encode(weights, normalize(images, mean, std), layers)
 
     return objective._replace(loss=loss, encode=encode)

@@ -47,8 +47,8 @@ def make(config: Config, settings: SupervisedConfig) -> Objective:
         value = cross_entropy(logits, batch["label"], settings.label_smoothing)
         return value, {"metrics": {"train_accuracy": accuracy}}
 
-    def encode(weights: Any, images: Array) -> Any:
-        return encoder.apply({"params": weights}, images)
+    def encode(weights: Any, images: Array, layers: tuple[int, ...] | None = None) -> Any:
+        return encoder.apply({"params": weights}, images, layers=layers)
 
     def flops(shapes: Shapes) -> dict[str, float]:
         del shapes

@@ -108,8 +108,8 @@ def make(config: Config, settings: SwavConfig) -> Objective:
             lambda: assign(scores),
         )
 
-    def encode(weights: Any, images: Array) -> Any:
-        return encoder.apply({"params": weights}, images)
+    def encode(weights: Any, images: Array, layers: tuple[int, ...] | None = None) -> Any:
+        return encoder.apply({"params": weights}, images, layers=layers)
 
     def flops(shapes: Shapes) -> dict[str, float]:
         del shapes

@@ -62,8 +62,8 @@ def make(config: Config, settings: VicregConfig) -> Objective:
         )
         return value, {"metrics": terms}
 
-    def encode(weights: Any, images: Array) -> Any:
-        return encoder.apply({"params": weights}, images)
+    def encode(weights: Any, images: Array, layers: tuple[int, ...] | None = None) -> Any:
+        return encoder.apply({"params": weights}, images, layers=layers)
 
     def flops(shapes: Shapes) -> dict[str, float]:
         del shapes

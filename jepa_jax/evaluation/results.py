@@ -1,0 +1,95 @@
+"""What probes found, in files: numbers as JSON, and each test image's prediction beside them.
+
+`FOLDER/<name>.json` is what the report shows; `FOLDER/<name>.npz` holds the outputs of every row
+and the labels, so that two checkpoints can be compared on the same images later.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jepa_jax.errors import UserError
+from jepa_jax.evaluation.scores import paired, per_example
+from jepa_jax.evaluation.tasks import task_of
+
+
+def write_result(
+    folder: pathlib.Path,
+    name: str,
+    result: Mapping[str, Any],
+    *,
+    outputs: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+) -> pathlib.Path:
+    """Writes one probe's result, in place of an earlier one of the same name.
+
+    Args:
+      outputs: row -> [n, K] of the test images; labels: theirs.
+
+    Returns:
+      The JSON file.
+
+    Raises:
+      UserError: the folder can't be written.
+    """
+    path = folder / f"{name}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".npz")
+        temporary = beside.with_name(f".{beside.stem}.{os.getpid()}.npz")
+        arrays = {f"outputs_{row}": array for row, array in outputs.items()}
+        np.savez_compressed(temporary, labels=labels, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, beside)
+        text = path.with_name(f".{path.name}.{os.getpid()}")
+        text.write_text(json.dumps(result, indent=1) + "\n")
+        os.replace(text, path)
+    except OSError as error:
+        raise UserError(f"--results {folder}: can't be written: {error.strerror}") from error
+    return path
+
+
+def read_results(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """All results in a folder: name -> what was written; none if there is no such folder.
+
+    Raises:
+      UserError: a file is no result.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found[path.stem] = json.loads(path.read_text())
+            found[path.stem]["rows"].keys()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: is no result of a probe; move it away") from error
+    return found
+
+
+def compare(first: pathlib.Path, second: pathlib.Path, *, row: str = "pretrained") -> Any:
+    """Whether the encoders of two results differ; see `scores.paired`.
+
+    Args:
+      first, second: JSON files that `write_result` wrote, of the same test images.
+
+    Raises:
+      UserError: a file can't be read, or they are of other images.
+    """
+    outputs, labels = [], []
+    for path in (first, second):
+        try:
+            with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+                outputs.append(arrays[f"outputs_{row}"])
+                labels.append(arrays["labels"])
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"--against {path.with_suffix('.npz')}: can't be read: {error}"
+            ) from error
+    if labels[0].shape != labels[1].shape or not np.array_equal(*labels):
+        raise UserError(
+            f"--against {second}: is of other test images than {first}; probe both on the same data"
+        )
+    task = task_of(labels[0])
+    return paired(*(per_example(task, each, labels[0]) for each in outputs))
