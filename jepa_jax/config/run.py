@@ -166,6 +166,8 @@ def resolve(config: Any, measure: Callable[[DataConfig], ImageFacts] | None = No
             f"config.data.mean = {resolved.data.mean}: must have as many values as "
             "config.data.std, one for each channel"
         )
+    if resolved.data.subset is not None:
+        resolved.data.subset.check()
     check_patches("data.image_size", resolved.data.image_size, resolved.model.patch_size)
     check_width("model", resolved.model.embed_dim, resolved.model.num_heads)
     if resolved.batch_size % resolved.optimizer.accumulation_steps:
