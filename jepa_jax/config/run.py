@@ -18,6 +18,7 @@ from jepa_jax.config.schema import (
     Bound,
     NotNegative,
     Positive,
+    ShareAboveZero,
     ShareBelowOne,
     at_least,
     from_mapping,
@@ -74,6 +75,9 @@ class OptimizerConfig:
     reference_batch_size: Positive | None = None  # that the rates are for; None: this run's own
     weight_decay: NotNegative = 0.04  # from this along a cosine ...
     final_weight_decay: NotNegative = 0.4  # ... to this; none on biases and LayerNorm
+    # The learning rate of the encoder's block l of L is that of the rest times this to the power of
+    # L + 1 - l, and of its patch embedding, l = 0 (Bao et al., 2022; He et al., 2022). 1: off.
+    layer_decay: ShareAboveZero = 1.0
     b1: ShareBelowOne = 0.9
     b2: ShareBelowOne = 0.999
     eps: AboveZero = 1e-8
