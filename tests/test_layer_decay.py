@@ -21,7 +21,7 @@ def supervised(**changes):
         {"patch_size": 7, "embed_dim": 16, "depth": DEPTH, "num_heads": 2, "positions": "learned"}
     )
     config.model.class_token = True
-    config.optimizer.update({"warmup_epochs": 0.0, "eps": 1e-2, **changes})
+    config.optimizer.update({"warmup_epochs": 0.0, "eps": 1e-6, **changes})
     return config
 
 

@@ -62,6 +62,8 @@ class InitConfig:
     depth_rescale: bool = False
     # Weights to start from in place of random ones, as `--init` says; see warm_start.py.
     weights: str | None = None
+    # Which of its encoders all of this run's start as; None: each as the one of its own name.
+    network: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

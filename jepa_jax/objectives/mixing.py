@@ -27,18 +27,19 @@ def mix(
     if not mixup and not cutmix:
         return images, targets
     other_images, other_targets = jnp.roll(images, 1, axis=0), jnp.roll(targets, 1, axis=0)
+    size = images.shape[1], images.shape[2]
     choice_key, share_key, box_key = jax.random.split(key, 3)
     # [H, W, 1], how much of the first image each pixel holds.
     if mixup and cutmix:
         kept = jax.lax.cond(
             jax.random.bernoulli(choice_key),
-            lambda: cutmix_weights(images.shape[1:3], cutmix, share_key, box_key),
-            lambda: mixup_weights(images.shape[1:3], mixup, share_key),
+            lambda: cutmix_weights(size, cutmix, share_key, box_key),
+            lambda: mixup_weights(size, mixup, share_key),
         )
     elif cutmix:
-        kept = cutmix_weights(images.shape[1:3], cutmix, share_key, box_key)
+        kept = cutmix_weights(size, cutmix, share_key, box_key)
     else:
-        kept = mixup_weights(images.shape[1:3], mixup, share_key)
+        kept = mixup_weights(size, mixup, share_key)
     share = jnp.mean(kept)  # of a box, its exact area, and not the one that was drawn
     kept = kept[None]
     mixed = kept * images + (1.0 - kept) * other_images
