@@ -111,9 +111,9 @@ def starting_from(
 ) -> Callable[[TrainState], TrainState]:
     """A function that puts the weights into a run's state before its first step.
 
-    Each encoder starts as its own counterpart, or else as the encoder that there is; any other part
-    of the parameters, as the predictor, where it has the same shape, and else at random, which is
-    logged, as is another normalisation of the images. They may have another size.
+    Each encoder starts as `init.network`, or its own counterpart, or else as the encoder that there
+    is; any other part of the parameters, as the predictor, where it has the same shape, and else at
+    random, which is logged, as is another normalisation of the images. They may have another size.
 
     Raises:
       UserError: the encoders differ in shape, with the fields that would make them equal.
@@ -125,6 +125,12 @@ def starting_from(
         raise UserError(
             f"--init {weights.path}: its encoder has another shape than this run's; start with "
             f"{flags}"
+        )
+    network = config.init.network
+    if network is not None and network not in weights.encoders:
+        raise UserError(
+            f"config.init.network = {network!r}: must be one of {', '.join(weights.encoders)}, "
+            f"the encoders in {weights.path}, or None"
         )
     params = jax.eval_shape(objective.init, jax.random.key(0))
     parts = {
@@ -154,7 +160,7 @@ def starting_from(
 
     def put(state: TrainState) -> TrainState:
         for name, path in objective.encoders.items():
-            source = name if name in weights.encoders else weights.encoders[0]
+            source = network or (name if name in weights.encoders else weights.encoders[0])
             tree = _on_grid(weights.networks[source], weights.config.grid, config.grid)
             state = replace_at_path(state, path, _placed(tree, at_path(state, path)))
             log.info("%s starts as the %s of %s", name, source, weights.path)

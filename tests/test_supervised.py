@@ -12,7 +12,8 @@ from jepa_jax.config import resolve
 from jepa_jax.data.sources import array_source
 from jepa_jax.errors import UserError
 from jepa_jax.models.vision_transformer import make_encoder
-from jepa_jax.objectives.objective import Clock
+from jepa_jax.objectives.mixing import mix
+from jepa_jax.objectives.objective import Clock, at_path
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.objectives.supervised import cross_entropy
 
@@ -59,6 +60,57 @@ def test_the_loss_is_that_of_a_linear_classifier_on_pooled_tokens(config):
     np.testing.assert_allclose(value, by_hand(logits, batch["label"], 0.1), rtol=1e-5)
     accuracy = np.mean(logits.argmax(axis=1) == batch["label"])
     np.testing.assert_allclose(out["metrics"]["train_accuracy"], accuracy, rtol=1e-6)
+
+
+def logits_by_hand(config, params, images):
+    tokens = make_encoder(config).apply({"params": params["encoder"]}, images)
+    pooled = np.asarray(tokens, np.float64).mean(axis=1)
+    return pooled @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+
+
+def test_mixed_images_are_trained_on_with_mixed_and_smoothed_targets(config):
+    mixing = dataclasses.replace(config.objective, mixup=0.8)
+    objective = make_objective(dataclasses.replace(config, objective=mixing))
+    params, rng = randomized(objective), np.random.default_rng(1)
+    images = rng.normal(size=(8, 28, 28, 3)).astype(np.float32)
+    batch = {"image": jnp.asarray(images), "label": jnp.arange(8, dtype=jnp.int32)}
+    key = jax.random.key(0)
+    value, _ = objective.loss(params, (), batch, key, Clock(0, 1.0))
+    eye = jnp.eye(8)
+    _, shares = mix(batch["image"], eye, mixup=0.8, cutmix=0.0, key=jax.random.fold_in(key, 1))
+    m = float(shares[0, 0])
+    assert 0.01 < m < 0.99
+    logits = logits_by_hand(
+        config, params, jnp.asarray(m * images + (1 - m) * np.roll(images, 1, 0))
+    )
+    labels = np.arange(8)
+    expected = m * by_hand(logits, labels, 0.1) + (1 - m) * by_hand(logits, np.roll(labels, 1), 0.1)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_encoder_and_head_are_averaged_and_the_average_classifies_and_is_probed(config):
+    averaged = dataclasses.replace(config, objective=dataclasses.replace(config.objective, ema=0.9))
+    plain, objective = make_objective(config), make_objective(averaged)
+    params, state = randomized(objective), objective.state(1.0)
+    update = jax.tree.map(lambda x: 0.3 + 0.1 * x, params)
+    _, after = state.update(update, state.init(params), params)
+    expected = jax.tree.map(
+        lambda p, u: 0.9 * np.asarray(p, np.float64) + 0.1 * (np.asarray(p) + np.asarray(u)),
+        params,
+        update,
+    )
+    for ours, theirs in zip(jax.tree.leaves(after.target), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    first = next(iter(objective.encoders.values()))
+    assert at_path({"objective_state": after}, first) is after.target["encoder"]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3)).astype(np.uint8)
+    data = config.data
+    images = jnp.asarray((pixels / 255 - np.array(data.mean)) / np.array(data.std), jnp.float32)
+    for one, state_of, weights in ((objective, after, after.target), (plain, (), params)):
+        logits = logits_by_hand(config, weights, images)
+        ours = one.classify(params, state_of, jnp.asarray(pixels))
+        np.testing.assert_allclose(ours, logits, atol=2e-4)
+    assert list(plain.encoders) == ["encoder"]
 
 
 def test_a_batch_s_labels_are_those_of_its_examples(config):

@@ -1,7 +1,7 @@
 """The settings of a run, its data, its objective and a probe: typed, with defaults and bounds."""
 
 from jepa_jax.config.augmentation import AugmentationConfig
-from jepa_jax.config.data import DataConfig
+from jepa_jax.config.data import DataConfig, SubsetConfig
 from jepa_jax.config.objective import (
     EmaConfig,
     IJepaConfig,
@@ -58,6 +58,7 @@ __all__ = [
     "ProbeConfig",
     "ProfileConfig",
     "SigregConfig",
+    "SubsetConfig",
     "SupervisedConfig",
     "SwavConfig",
     "VarianceCovarianceConfig",

@@ -4,7 +4,17 @@ import dataclasses
 import pathlib
 from typing import Annotated, Literal
 
-from jepa_jax.config.schema import AboveZero, Bound, Positive, Ratio, Scale, Share, ShareAboveZero
+from jepa_jax.config.schema import (
+    AboveZero,
+    Bound,
+    Positive,
+    Ratio,
+    Scale,
+    Share,
+    ShareAboveZero,
+    at_least,
+)
+from jepa_jax.errors import UserError
 
 
 def _stays_below(name: str) -> bool:
@@ -13,6 +23,27 @@ def _stays_below(name: str) -> bool:
 
 
 Split = Annotated[str, Bound("stay within config.data.path", _stays_below)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubsetConfig:
+    """A part of the training images; exactly one of the first three."""
+
+    share: ShareAboveZero | None = None  # of each class's images, at least one
+    per_class: Positive | None = None  # images of each class
+    # A text file with the name of an image in each line, as "n01440764_10043.JPEG", with as much of
+    # its folders as it takes to tell it from others.
+    files: str | None = None
+    seed: Annotated[int, at_least(0)] = 0  # of the draw; another one gives another split
+
+    def check(self) -> None:
+        """Refuses none or several; see `config.resolve`."""
+        given = [n for n in ("share", "per_class", "files") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise UserError(
+                f"config.data.subset: sets {', '.join(given) or 'nothing'}; must set exactly one "
+                "of share, per_class and files"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +64,7 @@ class DataConfig:
     # folder, shards: a sub-folder, None for the folder itself; tfds: a split; others: "train" ...
     train_split: Split | None = "train"
     test_split: Split | None = "test"  # ... or "test"; read by the probes only
+    subset: SubsetConfig | None = None  # of the training images; None: all of them
     image_size: tuple[Positive, Positive]  # height, width in pixels, after cropping and resizing
     crop_scale: Scale = (0.3, 1.0)  # random-resized-crop: share of the image's area
     crop_aspect_ratio: Ratio = (3 / 4, 4 / 3)  # random-resized-crop: width / height

@@ -104,11 +104,16 @@ class IJepaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SupervisedConfig:
-    """Classification with labels, the control (Dosovitskiy et al., 2021)."""
+    """Classification with labels: the control (Dosovitskiy et al., 2021), and fine-tuning."""
 
     name: Literal["supervised"] = "supervised"
     num_classes: Positive  # labels are 0 .. num_classes - 1
     label_smoothing: ShareBelowOne = 0.1  # share of the target spread over all classes
+    # Of Beta(alpha, alpha); 0: off. If both are on, each step is one of the two.
+    mixup: NotNegative = 0.0  # alpha of the share (Zhang et al., 2018)
+    cutmix: NotNegative = 0.0  # alpha of the box's share of the area (Yun et al., 2019)
+    # Momentum of a moving average of encoder and head, which is what classifies then; None: none.
+    ema: ShareBelowOne | None = None
     augmentation: AugmentationConfig = AugmentationConfig(flip=0.5)
 
     def check(self, config: "Config") -> None:

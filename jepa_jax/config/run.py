@@ -18,6 +18,7 @@ from jepa_jax.config.schema import (
     Bound,
     NotNegative,
     Positive,
+    ShareAboveZero,
     ShareBelowOne,
     at_least,
     from_mapping,
@@ -61,6 +62,8 @@ class InitConfig:
     depth_rescale: bool = False
     # Weights to start from in place of random ones, as `--init` says; see warm_start.py.
     weights: str | None = None
+    # Which of its encoders all of this run's start as; None: each as the one of its own name.
+    network: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,9 @@ class OptimizerConfig:
     reference_batch_size: Positive | None = None  # that the rates are for; None: this run's own
     weight_decay: NotNegative = 0.04  # from this along a cosine ...
     final_weight_decay: NotNegative = 0.4  # ... to this; none on biases and LayerNorm
+    # The learning rate of the encoder's block l of L is that of the rest times this to the power of
+    # L + 1 - l, and of its patch embedding, l = 0 (Bao et al., 2022; He et al., 2022). 1: off.
+    layer_decay: ShareAboveZero = 1.0
     b1: ShareBelowOne = 0.9
     b2: ShareBelowOne = 0.999
     eps: AboveZero = 1e-8
@@ -166,6 +172,8 @@ def resolve(config: Any, measure: Callable[[DataConfig], ImageFacts] | None = No
             f"config.data.mean = {resolved.data.mean}: must have as many values as "
             "config.data.std, one for each channel"
         )
+    if resolved.data.subset is not None:
+        resolved.data.subset.check()
     check_patches("data.image_size", resolved.data.image_size, resolved.model.patch_size)
     check_width("model", resolved.model.embed_dim, resolved.model.num_heads)
     if resolved.batch_size % resolved.optimizer.accumulation_steps:

@@ -48,6 +48,23 @@ def make_encode(objective: Objective, mesh: Mesh | None = None) -> Pool:
     return _over(mesh, objective.encode)
 
 
+def make_classify(objective: Objective, mesh: Mesh | None = None) -> Pool:
+    """Jitted ((parameters, objective's state), images [B, H, W, C]) -> logits [B, classes].
+
+    Args:
+      objective: one that classifies.
+      mesh: see `make_encode`.
+    """
+    of_objective = objective.classify
+    assert of_objective is not None
+
+    def logits(weights: Any, images: Array) -> Array:
+        params, state = weights
+        return of_objective(params, state, images)
+
+    return _over(mesh, logits)
+
+
 def _over(mesh: Mesh | None, function: Callable[[Any, Any], Array]) -> Pool:
     if mesh is None:
         return jax.jit(function)

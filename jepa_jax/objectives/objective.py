@@ -48,6 +48,8 @@ class Objective(NamedTuple):
         for those that are not); None: all, from the start.
       mean_over_examples: whether the loss is the mean of a function of single examples. If not
         (batch statistics, negatives), gradients of micro-batches can't be accumulated.
+      classify: (parameters, objective's state, images [B, H, W, C]) -> logits float32 [B, classes],
+        with the averaged weights where there are any; None: it tells no classes apart.
       outlook: (steps, horizon, whether it starts at random) -> what can be told of a run of that
         many steps; None: nothing.
     """
@@ -61,6 +63,7 @@ class Objective(NamedTuple):
     flops: Callable[[Shapes], dict[str, float]]
     trains: Callable[[Params], Any] | None = None
     mean_over_examples: bool = True
+    classify: Callable[[Params, Any, Array], Float[Array, "B classes"]] | None = None
     outlook: Callable[[int, float, bool], Outlook] | None = None
 
 

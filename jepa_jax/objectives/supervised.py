@@ -1,7 +1,8 @@
 """Supervised classification: the control that sees labels (Dosovitskiy et al., 2021).
 
 Cross-entropy with label smoothing (Szegedy et al., 2016) of a linear classifier on the average of
-the patch tokens.
+the patch tokens. With mixup, CutMix, a moving average and `optimizer.layer_decay` it is the usual
+recipe to fine-tune a pretrained encoder (He et al., 2022, appendix A.1).
 """
 
 from typing import Any
@@ -16,11 +17,13 @@ from jepa_jax.batch.spec import BatchSpec, Shapes, image_view
 from jepa_jax.config import Config, SupervisedConfig
 from jepa_jax.models.flops import encoder_flops
 from jepa_jax.models.vision_transformer import make_encoder
+from jepa_jax.objectives.ema import follow_parameters
+from jepa_jax.objectives.mixing import mix
 from jepa_jax.objectives.objective import Clock, Objective, no_state
 
 
 def make(config: Config, settings: SupervisedConfig) -> Objective:
-    """The objective. Parameters: {"encoder": ..., "head": ...}; no state."""
+    """The objective. Parameters: {"encoder": ..., "head": ...}; state: their average, or none."""
     encoder = make_encoder(config)
     head = nn.Dense(settings.num_classes, kernel_init=nn.initializers.zeros)  # as ViT's
 
@@ -36,19 +39,34 @@ def make(config: Config, settings: SupervisedConfig) -> Objective:
         params: dict[str, Any], state: Any, batch: dict[str, Array], key: Array, clock: Clock
     ) -> tuple[Array, dict[str, Any]]:
         del state, clock
+        images, labels = batch["image"], batch["label"]
+        targets = smoothed(labels, settings.num_classes, settings.label_smoothing)
+        images, targets = mix(
+            images,
+            targets,
+            mixup=settings.mixup,
+            cutmix=settings.cutmix,
+            key=jax.random.fold_in(key, 1),
+        )
         tokens: Any = encoder.apply(
             {"params": params["encoder"]},
-            batch["image"],
+            images,
             deterministic=False,
             rngs={"drop_path": key},
         )  # [B, N, D]
         logits: Any = head.apply({"params": params["head"]}, jnp.mean(tokens, axis=1))
-        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
-        value = cross_entropy(logits, batch["label"], settings.label_smoothing)
+        # Of mixed images, how often it is the label of the larger part.
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1))
+        value = jnp.mean(optax.softmax_cross_entropy(logits, targets))
         return value, {"metrics": {"train_accuracy": accuracy}}
 
     def encode(weights: Any, images: Array, layers: tuple[int, ...] | None = None) -> Any:
         return encoder.apply({"params": weights}, images, layers=layers)
+
+    def classify(params: dict[str, Any], state: Any, images: Array) -> Any:
+        weights = params if settings.ema is None else state.target
+        tokens: Any = encoder.apply({"params": weights["encoder"]}, images)
+        return head.apply({"params": weights["head"]}, jnp.mean(tokens, axis=1))
 
     def flops(shapes: Shapes) -> dict[str, float]:
         del shapes
@@ -60,6 +78,13 @@ def make(config: Config, settings: SupervisedConfig) -> Objective:
             "head": head_flops,
         }
 
+    def average(horizon: float) -> optax.GradientTransformation:
+        del horizon
+        return follow_parameters(lambda _: jnp.float32(settings.ema), lambda params: params)
+
+    encoders: dict[str, tuple[str, ...]] = {"encoder": ("params", "encoder")}
+    if settings.ema is not None:
+        encoders = {"averaged_encoder": ("objective_state", "target", "encoder"), **encoders}
     return Objective(
         needs=BatchSpec(
             views=(image_view("image", config.data, augmentations=(settings.augmentation,)),),
@@ -67,16 +92,24 @@ def make(config: Config, settings: SupervisedConfig) -> Objective:
         ),
         init=init,
         loss=loss,
-        state=no_state,
-        encoders={"encoder": ("params", "encoder")},
+        state=no_state if settings.ema is None else average,
+        encoders=encoders,
         encode=encode,
         flops=flops,
+        classify=classify,
     )
+
+
+def smoothed(
+    labels: Int[Array, "B"], num_classes: int, smoothing: float
+) -> Float[Array, "B classes"]:
+    """(1 - smoothing) one-hot + smoothing / classes."""
+    return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), smoothing)
 
 
 def cross_entropy(
     logits: Float[Array, "B classes"], labels: Int[Array, "B"], smoothing: float
 ) -> Float[Array, ""]:
     """Mean of -sum_c q_c log softmax(logits)_c, q = (1 - smoothing) one-hot + smoothing / C."""
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    targets = smoothed(labels, logits.shape[-1], smoothing)
     return jnp.mean(optax.softmax_cross_entropy(logits, targets))

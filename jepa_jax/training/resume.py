@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 _FIXED = ("seed", "batch_size", "data.", "model.", "init.", "objective.")
 _FREE = (
     "data.path",
+    "data.subset.files",  # the list may move too: the images tell whether it is the same
     "data.tfds_dir",
     "data.bad_share",
     "data.test_split",

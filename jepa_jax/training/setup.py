@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jepa_jax.config import Config
 from jepa_jax.errors import UserError
 from jepa_jax.objectives.objective import Objective
+from jepa_jax.training.layer_decay import layer_factors, scaled_by
 from jepa_jax.training.optimizer import make_optimizer
 from jepa_jax.training.schedules import Schedules, make_schedules
 from jepa_jax.training.sharding import check_divisible, make_mesh, tree_shardings
@@ -65,6 +66,9 @@ def set_up(
     params = jax.eval_shape(objective.init, jax.random.key(0))
     first_steps = objective.trains(params) if objective.trains else None
     optimizer = make_optimizer(config.optimizer, schedules, first_steps)
+    if config.optimizer.layer_decay != 1.0:
+        factors = layer_factors(params, config.optimizer.layer_decay, objective)
+        optimizer = scaled_by(optimizer, factors)
     create = state_creator(objective, optimizer, horizon=schedules.horizon, seed=config.seed)
     check_divisible(
         params, mesh, batch_size=config.batch_size, accumulation_steps=accumulation_steps

@@ -8,10 +8,11 @@ from jepa_jax.data.sources.bundled import open_fashion_mnist
 from jepa_jax.data.sources.folder import open_folder
 from jepa_jax.data.sources.shards import open_shards
 from jepa_jax.data.sources.source import Source, array_source, encoded_source
+from jepa_jax.data.sources.subset import stratified, take_subset
 from jepa_jax.data.sources.synthetic import open_synthetic
 from jepa_jax.data.sources.tfds import open_tfds
 
-__all__ = ["Source", "array_source", "encoded_source", "open_source"]
+__all__ = ["Source", "array_source", "encoded_source", "open_source", "stratified"]
 
 _OPEN = {
     "fashion_mnist": open_fashion_mnist,
@@ -25,9 +26,10 @@ _OPEN = {
 
 
 def open_source(data: DataConfig, split: Literal["train", "test"]) -> Source:
-    """Opens one split of the configured data.
+    """Opens one split of the configured data; of the training split, the configured part.
 
     Raises:
       UserError: there is no such data, or it can't be read.
     """
-    return _OPEN[data.source](data, split)
+    source = _OPEN[data.source](data, split)
+    return take_subset(data, source) if split == "train" else source

@@ -1,0 +1,22 @@
+"""Fine-tuning on 1 % of the labels, as I-JEPA of ViT-H (Assran et al., 2023, appendix A.2)."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.protocol = "fine_tune"
+    config.share = 0.01  # of each class's training images; or per_class, or files, a list of names
+    config.splits = 1  # how many are drawn; the published one is a list: config.files
+    config.seed = 0  # of the first; the next one's is 1
+    # Fields of config.data that differ from the checkpoint's: {"path": "..."}
+    config.data = {"crop_scale": (0.08, 1.0)}
+    config.flip = 0.5
+    config.epochs = 50
+    config.batch_size = 512
+    config.lr = 3e-5
+    config.warmup_epochs = 5.0
+    config.weight_decay = 0.4  # of ViT-L/16: 0.05
+    config.layer_decay = 0.75
+    config.label_smoothing = 0.1
+    return config

@@ -1,0 +1,120 @@
+"""The configuration of fine-tuning a pretrained encoder, with labels."""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from jepa_jax.config.data import SubsetConfig
+from jepa_jax.config.run import Config, resolve
+from jepa_jax.config.schema import (
+    AboveZero,
+    NotNegative,
+    Positive,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+    at_least,
+    from_mapping,
+    to_dict,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineTuneConfig:
+    """The defaults are I-JEPA's recipe for 1 % of ImageNet, of ViT-H (Assran et al., 2023, A.2).
+
+    What the paper does not say is as in MAE's fine-tuning (He et al., 2022, A.1): crops, flip and
+    warm-up.
+    """
+
+    protocol: Literal["fine_tune"] = "fine_tune"
+    # Which labels are seen, as in `SubsetConfig`; all None: all of them.
+    share: ShareAboveZero | None = None  # of each class's training images
+    per_class: Positive | None = None
+    files: str | None = None  # a list of names
+    splits: Positive = 1  # runs: split i is drawn, and the run seeded, with seed + i
+    seed: Annotated[int, at_least(0)] = 0
+    # Fields of DataConfig that differ from what the checkpoint was trained on.
+    data: dict = dataclasses.field(default_factory=lambda: {"crop_scale": (0.08, 1.0)})
+    flip: Share = 0.5  # probability of a horizontal flip
+    epochs: Positive = 50
+    batch_size: Positive = 512
+    lr: AboveZero = 3e-5  # after the warm-up; from there along a cosine to 0
+    warmup_epochs: NotNegative = 5.0
+    weight_decay: NotNegative = 0.4
+    layer_decay: ShareAboveZero = 0.75
+    label_smoothing: ShareBelowOne = 0.1
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
+    drop_path_rate: ShareBelowOne = 0.0
+    ema: ShareBelowOne | None = None  # momentum of the weights that classify; None: the last ones
+
+
+def resolve_fine_tune(config: Any) -> FineTuneConfig:
+    """Checks the configuration of fine-tuning; see `resolve` for the errors."""
+    resolved = from_mapping(FineTuneConfig, config)
+    subset = _subset(resolved, 0)
+    if subset is not None:
+        subset.check()
+    return resolved
+
+
+def fine_tuning_run(
+    config: FineTuneConfig,
+    trained: Config,
+    *,
+    weights: str,
+    network: str,
+    num_classes: int,
+    split: int,
+) -> Config:
+    """The run that fine-tunes on one split.
+
+    Args:
+      trained: of the checkpoint, whose encoder's shape, data, normalisation and arithmetic are
+        taken over.
+      weights, network: where its encoder is.
+
+    Raises:
+      UserError: as `resolve`.
+    """
+    fields = to_dict(trained)
+    subset = _subset(config, split)
+    return resolve(
+        {
+            "seed": config.seed + split,
+            "epochs": config.epochs,
+            "batch_size": config.batch_size,
+            "data": fields["data"]
+            | config.data
+            | {"subset": None if subset is None else to_dict(subset)},
+            "model": fields["model"] | {"drop_path_rate": config.drop_path_rate},
+            "init": {"weights": weights, "network": network},
+            "objective": {
+                "name": "supervised",
+                "num_classes": num_classes,
+                "label_smoothing": config.label_smoothing,
+                "mixup": config.mixup,
+                "cutmix": config.cutmix,
+                "ema": config.ema,
+                "augmentation": {"flip": config.flip},
+            },
+            "optimizer": {
+                "start_lr": 0.0,
+                "lr": config.lr,
+                "final_lr": 0.0,
+                "warmup_epochs": config.warmup_epochs,
+                "weight_decay": config.weight_decay,
+                "final_weight_decay": config.weight_decay,
+                "layer_decay": config.layer_decay,
+            },
+            "compute": fields["compute"],
+        }
+    )
+
+
+def _subset(config: FineTuneConfig, split: int) -> SubsetConfig | None:
+    if config.share is None and config.per_class is None and config.files is None:
+        return None
+    return SubsetConfig(
+        share=config.share, per_class=config.per_class, files=config.files, seed=config.seed + split
+    )
