@@ -13,7 +13,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,81 +24,19 @@ from jepa_jax.command_line import (
     make_parser,
     run_command,
 )
-from jepa_jax.config import (
-    Config,
-    DataConfig,
-    ProbeConfig,
-    probe_data,
-    resolve_probe,
-)
+from jepa_jax.config import DataConfig, HeadsConfig, ProbeConfig, probe_data, resolve_probe
 from jepa_jax.config.files import load_config
-from jepa_jax.data.sources import Source
-from jepa_jax.encoder import find_encoder, is_huggingface, load_encoder
 from jepa_jax.errors import UserError
-from jepa_jax.evaluation.comparison import (
-    Representation,
-    SinkOf,
-    features_of,
-    labelled_source,
-    probe_each,
-)
-from jepa_jax.evaluation.feature_files import FeatureFiles, identity_of
-from jepa_jax.evaluation.report import print_table, reduced_of
+from jepa_jax.evaluation.comparison import labelled_source
+from jepa_jax.evaluation.report import print_table
 from jepa_jax.evaluation.results import write_result
 from jepa_jax.evaluation.scores import measured, paired, per_example
 from jepa_jax.evaluation.tasks import task_of
-from jepa_jax.interop.hub import local_path
-from jepa_jax.objectives.objective import Objective, initial_encoder
-from jepa_jax.objectives.registry import make_objective
-from jepa_jax.training import checkpoint
+from jepa_jax.opened import Opened, open_checkpoint
+from jepa_jax.protocols import head_rows, probe_rows
 from jepa_jax.training.compilation import use_compilation_cache
 
 _MOST_CLASSES = 200  # of a confusion matrix that is written
-
-
-class Opened(NamedTuple):
-    """An encoder of a checkpoint, and what it was trained as.
-
-    Attributes:
-      folder: of the checkpoint; workdir: of the run that it is part of, None of converted ones.
-      step: that it was saved after, None of converted ones.
-    """
-
-    folder: pathlib.Path
-    workdir: pathlib.Path | None
-    step: int | None
-    config: Config
-    objective: Objective
-    network: str
-    weights: Any
-
-
-def open_checkpoint(
-    path: str | os.PathLike, network: str | None = None, *, verify: bool = True
-) -> Opened:
-    """Reads one encoder of a checkpoint.
-
-    Args:
-      path: workdir, folder of one checkpoint, or a Hugging Face folder or hub id.
-      network: which encoder; None: see `checkpoint.choose_encoder`.
-      verify: compare the files that are read with the digests that were taken when they were saved.
-
-    Raises:
-      UserError: the checkpoint can't be read.
-    """
-    path = local_path(path)
-    if is_huggingface(path):
-        encode, weights = load_encoder(path, network=network)
-        objective = make_objective(encode.config)
-        return Opened(path, None, None, encode.config, objective, encode.network, weights)
-    folder = find_encoder(path, network, verify=verify)
-    trained = checkpoint.read_config(folder)
-    objective = make_objective(trained)
-    network = checkpoint.choose_encoder(folder, network, objective)
-    weights = checkpoint.restore_encoder(folder, network, objective)
-    of_run = folder.parent.name == "checkpoints" and folder.name.isdecimal()
-    workdir, step = (folder.parent.parent, int(folder.name)) if of_run else (None, None)
-    return Opened(folder, workdir, step, trained, objective, network, weights)
 
 
 def probe_checkpoint(
@@ -133,14 +71,14 @@ def probe_checkpoint(
     if against is not None:
         others["against"] = open_checkpoint(against, verify=verify)
     data = probe_data(config, opened.config)
-    found = _represent(config, opened, data, controls=config.controls, features=features)
-    for row, other in others.items():
-        only = _represent(config, other, data, controls=False, features=features)
-        found[row] = only["pretrained"]
-    rows = probe_each(config, found)
-    outputs = {row: result.pop("outputs") for row, result in rows.items()}
-    labels = found["pretrained"].test.labels
-    print_table({config.protocol: rows}, reduced=reduced_of(found), num_test=len(labels))
+    reduced: dict[str, dict[str, int]] = {}
+    if isinstance(config, HeadsConfig):
+        rows = head_rows(config, opened, others, data, features=features)
+    else:
+        rows, reduced = probe_rows(config, opened, others, data, features=features)
+    outputs = {row: found.pop("outputs") for row, found in rows.items()}
+    labels = [found.pop("labels") for found in rows.values()].pop()
+    print_table({config.protocol: rows}, reduced=reduced, num_test=len(labels))
 
     own = rows["pretrained"]
     measure = measured(own)
@@ -149,7 +87,7 @@ def probe_checkpoint(
         **{key: value for key, value in own.items() if key not in ("per_class", "confusion")},
         "controls": {row: scores[measure] for row, scores in rows.items() if row != "pretrained"},
         "intervals": {row: scores["interval"] for row, scores in rows.items()},
-        "reduced": reduced_of(found),
+        "reduced": reduced,
         "network": opened.network,
         "checkpoint": str(opened.folder),
     }
@@ -160,71 +98,11 @@ def probe_checkpoint(
         )
     folder = results or (opened.workdir / "probes" if opened.workdir else None)
     if folder is not None:
-        table = _table(config, opened, data, rows, found["pretrained"], measure)
+        table = _table(config, opened, data, rows, measure, num_test=len(labels))
         name = name or f"{config.protocol}-{opened.step or opened.folder.name}"
         written = write_result(folder, name, result | table, outputs=outputs, labels=labels)
         result["result"] = str(written)
     return result
-
-
-def _represent(
-    config: ProbeConfig,
-    opened: Opened,
-    data: DataConfig,
-    *,
-    controls: bool,
-    features: pathlib.Path | None,
-) -> dict[str, Representation]:
-    """Features of the encoder, and of its controls."""
-    encoders = {"pretrained": opened.weights}
-    if controls:
-        encoders["random_init"] = initial_encoder(opened.objective, opened.config.seed)
-    layers = None
-    if config.layers != (-1,):
-        layers = absolute_layers(config.layers, opened.config)
-    return features_of(
-        data,
-        opened.objective,
-        encoders,
-        batch_size=config.batch_size,
-        pixels=controls,
-        layers=layers,
-        sink=None if features is None else files_of(opened, encoders, data, features, layers),
-    )
-
-
-def absolute_layers(layers: tuple[int, ...], config: Config) -> tuple[int, ...]:
-    """Blocks counted from 0, of blocks that are counted from the end.
-
-    Raises:
-      UserError: there are not so many.
-    """
-    depth = config.model.depth
-    if min(layers) < -depth:
-        raise UserError(f"config.layers = {layers}: the encoder has only {depth} blocks")
-    return tuple(depth + layer for layer in layers)
-
-
-def files_of(
-    opened: Opened,
-    encoders: Mapping[str, Any],
-    data: DataConfig,
-    root: pathlib.Path,
-    layers: tuple[int, ...] | None,
-) -> SinkOf:
-    """Where the pooled features of each encoder are kept; see `feature_files`."""
-    width = opened.config.model.embed_dim * len(layers or (0,))
-    taken = {"layers": layers, "pooled": True, "dtype": "float32"}
-
-    def sink(split: str, source: Source, encoder: str) -> FeatureFiles:
-        identity = identity_of(
-            opened.config, encoders[encoder], data, source, split=split, features=taken
-        )
-        return FeatureFiles(
-            root, identity, count=source.num_examples, shape=(width,), dtype="float32"
-        )
-
-    return sink
 
 
 def _check_same_size(supervised: Opened, opened: Opened) -> None:
@@ -242,8 +120,9 @@ def _table(
     opened: Opened,
     data: DataConfig,
     rows: Mapping[str, Mapping[str, Any]],
-    pretrained: Representation,
     measure: str,
+    *,
+    num_test: int,
 ) -> dict[str, Any]:
     """What the report shows of a result, besides what the command prints."""
     source = labelled_source(data, "test")
@@ -256,8 +135,8 @@ def _table(
         },
         "confusion": confusion if len(confusion) <= _MOST_CLASSES else [],
         "class_names": list(source.class_names),
-        "num_train": len(pretrained.train.labels),
-        "num_test": len(pretrained.test.labels),
+        "num_train": labelled_source(data, "train").num_examples,
+        "num_test": num_test,
         "step": opened.step,
         "data": dataclasses.asdict(data),
         "config": dataclasses.asdict(config),

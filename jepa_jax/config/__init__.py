@@ -16,6 +16,7 @@ from jepa_jax.config.objective import (
     VicregConfig,
 )
 from jepa_jax.config.probe import (
+    HeadsConfig,
     KnnConfig,
     LinearConfig,
     ProbeConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EmaConfig",
+    "HeadsConfig",
     "IJepaConfig",
     "InitConfig",
     "KnnConfig",

@@ -8,7 +8,10 @@ from jepa_jax.config.run import Config, resolve
 from jepa_jax.config.schema import (
     AboveZero,
     Bound,
+    NotNegative,
     Positive,
+    Scale,
+    Share,
     from_mapping,
     to_dict,
 )
@@ -62,10 +65,38 @@ class LinearConfig(_Probe):
     candidates: Annotated[tuple[float, ...], _Some]  # of C, 1 / strength of the L2 term
 
 
-ProbeConfig = KnnConfig | LinearConfig
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadsConfig(_Probe):
+    """Heads trained by gradient on a frozen encoder's features, a whole grid in one pass."""
+
+    protocol: Literal["linear_lars", "attentive"]
+    epochs: Positive = 50
+    head_batch_size: Positive = 16_384  # images per step of the heads
+    optimizer: Literal["lars", "adamw"] = "lars"
+    lr: Annotated[tuple[AboveZero, ...], _NotEmpty]  # lars: for a batch of 256, and scaled by it
+    weight_decay: Annotated[tuple[NotNegative, ...], _NotEmpty]
+    # Divides the rate by 10 after each so many epochs; None: a cosine to 0.
+    drop_epochs: Positive | None = 15
+    # linear_lars: pooled tokens of the last block, or of the last four, concatenated ...
+    features: Annotated[tuple[Literal["last", "last_four"], ...], _NotEmpty] = ("last",)
+    # ... with or without a batch norm that has no parameters.
+    batch_norm: Annotated[tuple[bool, ...], _NotEmpty] = (False,)
+    # attentive: attention heads, and self-attention blocks ahead of the cross-attention.
+    num_heads: Positive = 16
+    self_attention_blocks: Annotated[int, Bound("be at least 0", lambda x: x >= 0)] = 0
+    # The training images: random-resized crops of this share of the area, and flips; or, once for
+    # all epochs, centre crops.
+    augment: bool = True
+    crop_scale: Scale = (0.08, 1.0)
+    flip: Share = 0.5
+
+
+ProbeConfig = KnnConfig | LinearConfig | HeadsConfig
 _PROTOCOLS: dict[str, type] = {
     "knn": KnnConfig,
     "linear": LinearConfig,
+    "linear_lars": HeadsConfig,
+    "attentive": HeadsConfig,
 }
 
 

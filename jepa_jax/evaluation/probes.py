@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from jepa_jax.config import KnnConfig, LinearConfig
+from jepa_jax.config import KnnConfig, LinearConfig, ProbeConfig
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation import knn, logistic
 from jepa_jax.evaluation.rows import Rows
@@ -70,7 +70,7 @@ def probe(
     validation: dict[Any, float] = {}
     chosen = next(iter(ways))
     if len(ways) > 1:
-        fit, held = _split(config, task, train.labels)
+        fit, held = split_training(config, task, train.labels)
         _check_neighbours(config, len(fit))
         part, rest = (
             LabelledFeatures(train.rows.take(index), train.labels[index], train.standardised)
@@ -99,10 +99,14 @@ def _ways(config: KnnConfig | LinearConfig) -> dict[Any, Any]:
     return {f"{vote} {k:g}": (vote, int(k)) for vote in config.votes for k in config.candidates}
 
 
-def _split(
-    config: KnnConfig | LinearConfig, task: Task, labels: np.ndarray
+def split_training(
+    config: ProbeConfig, task: Task, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training images to fit to, and of those to choose with; ascending."""
+    """Numbers of the training images to fit to, and of those to choose with; ascending.
+
+    Raises:
+      UserError: a class has too few.
+    """
     classes = task.kind == "classification"
     rarest = int(np.unique(labels, return_counts=True)[1].min()) if classes else len(labels)
     if rarest * min(config.validation_fraction, 1 - config.validation_fraction) < 1:
