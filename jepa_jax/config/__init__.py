@@ -1,6 +1,6 @@
 """The settings of a run, its data, its objective and a probe: typed, with defaults and bounds."""
 
-from jepa_jax.config.augmentation import AugmentationConfig
+from jepa_jax.config.augmentation import AugmentationConfig, RandAugmentConfig
 from jepa_jax.config.data import DataConfig, SubsetConfig
 from jepa_jax.config.objective import (
     EmaConfig,
@@ -49,6 +49,7 @@ __all__ = [
     "PredictorConfig",
     "ProbeConfig",
     "ProfileConfig",
+    "RandAugmentConfig",
     "SigregConfig",
     "SubsetConfig",
     "SupervisedConfig",
