@@ -2,6 +2,7 @@
 
 from jepa_jax.config.augmentation import AugmentationConfig, RandAugmentConfig
 from jepa_jax.config.data import DataConfig, SubsetConfig
+from jepa_jax.config.fine_tune import FineTuneConfig, resolve_fine_tune
 from jepa_jax.config.objective import (
     EmaConfig,
     IJepaConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EmaConfig",
+    "FineTuneConfig",
     "IJepaConfig",
     "InitConfig",
     "LoggingConfig",
@@ -60,6 +62,7 @@ __all__ = [
     "from_mapping",
     "probe_data",
     "resolve",
+    "resolve_fine_tune",
     "resolve_probe",
     "to_dict",
 ]
