@@ -9,6 +9,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from jepa_jax.config import AugmentationConfig, RandAugmentConfig
 from jepa_jax.data.augment import augment
+from jepa_jax.data.pipeline import graph
 from jepa_jax.data.rand_augment import OPERATIONS, rand_augment
 
 STRENGTHS = np.array([0.35, 0.9, 0.9, 0.0], np.float32)
@@ -117,12 +118,22 @@ def test_half_of_the_operations_are_carried_out_and_all_fifteen_occur():
     assert len(results) == 1 + 6 + 2 * 9
 
 
-def test_it_is_part_of_the_augmentations_of_one_channel_too():
-    images = tf.constant(smooth_images(8, channels=1), tf.float32)
-    index = tf.range(8, dtype=tf.int64)
-    config = AugmentationConfig(rand_augment=RandAugmentConfig(num_ops=6))
-    drawn = [
-        augment(images, config, seed=0, epoch=1, index=index, view=0).numpy() for _ in range(2)
-    ]
-    np.testing.assert_array_equal(*drawn)
-    assert np.any(drawn[0] != images, axis=(1, 2, 3)).sum() > 5
+def test_a_pipeline_of_the_augmentations_computes_what_a_plain_call_does():
+    images = tf.constant(smooth_images(8), tf.float32)
+    config = AugmentationConfig(rand_augment=RandAugmentConfig(num_ops=2), erase=0.5)
+
+    def some(index):
+        x = tf.ensure_shape(tf.gather(images, index), [4, HEIGHT, WIDTH, 3])
+        return augment(x, config, seed=0, epoch=1, index=index, view=0)
+
+    plain = np.concatenate([some(tf.range(i, i + 4, dtype=tf.int64)) for i in (0, 4)])
+    batches = tf.data.Dataset.range(8).batch(4, drop_remainder=True).map(graph(some))
+    np.testing.assert_array_equal(np.concatenate(list(batches.as_numpy_iterator())), plain)
+    assert np.any(plain != images, axis=(1, 2, 3)).sum() > 4
+
+
+def test_images_of_one_channel_are_changed_too():
+    images = smooth_images(8, channels=1)
+    changed = run(images, num_ops=6)
+    assert changed.shape == images.shape
+    assert np.any(changed != images, axis=(1, 2, 3)).sum() > 5
