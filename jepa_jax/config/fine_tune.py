@@ -7,6 +7,7 @@ from jepa_jax.config.data import SubsetConfig
 from jepa_jax.config.run import Config, resolve
 from jepa_jax.config.schema import (
     AboveZero,
+    Bound,
     NotNegative,
     Positive,
     Share,
@@ -45,6 +46,9 @@ class FineTuneConfig:
     label_smoothing: ShareBelowOne = 0.1
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
+    # RandAugment's magnitude, each operation's own being normal around it by 0.5; None: off.
+    rand_augment: Annotated[float, Bound("lie in 0..10", lambda x: 0 <= x <= 10)] | None = 9.0
+    erase: Share = 0.0  # probability of random erasing
     drop_path_rate: ShareBelowOne = 0.0
     ema: ShareBelowOne | None = None  # momentum of the weights that classify; None: the last ones
 
@@ -78,6 +82,9 @@ def fine_tuning_run(
       UserError: as `resolve`.
     """
     fields = to_dict(trained)
+    augmentation: dict[str, Any] = {"flip": config.flip, "erase": config.erase}
+    if config.rand_augment is not None:
+        augmentation["rand_augment"] = {"magnitude": config.rand_augment, "magnitude_std": 0.5}
     subset = _subset(config, split)
     return resolve(
         {
@@ -96,7 +103,7 @@ def fine_tuning_run(
                 "mixup": config.mixup,
                 "cutmix": config.cutmix,
                 "ema": config.ema,
-                "augmentation": {"flip": config.flip},
+                "augmentation": augmentation,
             },
             "optimizer": {
                 "start_lr": 0.0,

@@ -1,4 +1,4 @@
-"""Augmentations of views: flip, colour jitter, grayscale, blur and solarize.
+"""Augmentations of views: flip, RandAugment, colour jitter, grayscale, blur, solarize, erasing.
 
 Images are float32 in 0..255, with three channels or one. One channel is a gray image: it has no
 colour to change, so saturation, hue and grayscale leave it alone.
@@ -16,6 +16,9 @@ import tensorflow as tf
 
 from jepa_jax.config import AugmentationConfig
 from jepa_jax.data import stateless_random
+from jepa_jax.data.chosen import change
+from jepa_jax.data.erasing import erase
+from jepa_jax.data.rand_augment import rand_augment
 
 _AUGMENT = 5  # first part of the random keys; see masks.py and crops.py
 # Which of an example's random numbers is for what. The places are fixed, so that switching one
@@ -37,7 +40,7 @@ def augment(
     index: tf.Tensor,
     view: int,
 ) -> tf.Tensor:
-    """Changes each image at random: flip, colour jitter, grayscale, blur, solarize.
+    """Changes each image at random: flip, RandAugment, jitter, grayscale, blur, solarize, erasing.
 
     A change whose probability is 0 is not part of the graph.
 
@@ -55,47 +58,29 @@ def augment(
     a, colour = augmentation, images.shape[-1] == 3
 
     if a.flip:
-        images = _change(images, u[:, _FLIP] < a.flip, lambda x: tf.reverse(x, axis=[2]))
+        images = change(images, u[:, _FLIP] < a.flip, lambda x: tf.reverse(x, axis=[2]))
+    if a.rand_augment is not None:
+        images = rand_augment(
+            images, a.rand_augment, seed=seed, epoch=epoch, index=index, view=view
+        )
     if a.jitter:
-        images = _change(images, u[:, _JITTER] < a.jitter, lambda x, u: _jitter(x, a, u), u)
+        images = change(images, u[:, _JITTER] < a.jitter, lambda x, u: _jitter(x, a, u), u)
     if a.grayscale and colour:
-        images = _change(
+        images = change(
             images, u[:, _GRAYSCALE] < a.grayscale, lambda x: tf.repeat(_gray(x), 3, axis=-1)
         )
     if a.blur:
         low, high = a.blur_sigma
         sigma = low + u[:, _SIGMA] * (high - low)  # [n]
-        images = _change(images, u[:, _BLUR] < a.blur, _blur, sigma)
+        images = change(images, u[:, _BLUR] < a.blur, _blur, sigma)
     if a.solarize:
         threshold = a.solarize_threshold * _MAX
-        images = _change(
+        images = change(
             images, u[:, _SOLARIZE] < a.solarize, lambda x: tf.where(x < threshold, x, _MAX - x)
         )
+    if a.erase:
+        images = erase(images, a.erase, seed=seed, epoch=epoch, index=index, view=view)
     return images
-
-
-def _change(
-    images: tf.Tensor,
-    chosen: tf.Tensor,
-    function: Callable[..., tf.Tensor],
-    *parameters: tf.Tensor,
-) -> tf.Tensor:
-    """Applies a function to some of the images.
-
-    Args:
-      images: [n, H, W, C].
-      chosen: bool [n].
-      function: takes the m >= 1 chosen images, [m, H, W, C], and their parameters.
-      parameters: [n, ...].
-    """
-
-    def changed() -> tf.Tensor:
-        rows = tf.where(chosen)  # [m, 1]
-        some = function(*(tf.gather(x, rows[:, 0]) for x in (images, *parameters)))
-        return tf.tensor_scatter_nd_update(images, rows, some)
-
-    # Convolution and mirror refuse m = 0, which is common where a batch is one image.
-    return tf.cond(tf.reduce_any(chosen), changed, lambda: images)
 
 
 def _jitter(images: tf.Tensor, a: AugmentationConfig, u: tf.Tensor) -> tf.Tensor:
@@ -119,7 +104,7 @@ def _jitter(images: tf.Tensor, a: AugmentationConfig, u: tf.Tensor) -> tf.Tensor
                 continue
             parameter = low + u[:, _FACTORS + number] * (high - low)  # [n]
             parameter = tf.cast(parameter, tf.float32)[:, None, None, None]
-            images = _change(images, order[:, slot] == number, operation, parameter)
+            images = change(images, order[:, slot] == number, operation, parameter)
     return images
 
 
