@@ -49,6 +49,9 @@ class Objective(NamedTuple):
         (batch statistics, negatives), gradients of micro-batches can't be accumulated.
       outlook: (steps, horizon, whether it starts at random) -> what can be told of a run of that
         many steps; None: nothing.
+      predict: (parameters, objective's state, images [B, H, W, C], context_index [B, K],
+        target_index [B, M, T]) -> (predictions, targets), both [B, M, T, D], as the loss compares
+        them, without stochastic depth; None: the objective predicts no hidden features.
     """
 
     needs: BatchSpec
@@ -61,6 +64,7 @@ class Objective(NamedTuple):
     trains: Callable[[Params], Any] | None = None
     mean_over_examples: bool = True
     outlook: Callable[[int, float, bool], Outlook] | None = None
+    predict: Callable[[Params, Any, Array, Array, Array], tuple[Array, Array]] | None = None
 
 
 def no_state(horizon: float) -> optax.GradientTransformation:

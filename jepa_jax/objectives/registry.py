@@ -23,8 +23,8 @@ OBJECTIVES: dict[str, Callable[[Config, Any], Objective]] = {
 def make_objective(config: Config) -> Objective:
     """The objective of a run's configuration.
 
-    Its `loss` and `encode` take images as pixels too, uint8 or uint16, which are normalised here,
-    on the device: a quarter of the bytes of float32 cross to it.
+    Its `loss`, `encode` and `predict` take images as pixels too, uint8 or uint16, which are
+    normalised here, on the device: a quarter of the bytes of float32 cross to it.
     """
     objective = OBJECTIVES[config.objective.name](config, config.objective)
     mean, std = config.data.mean, config.data.std
@@ -40,4 +40,13 @@ def make_objective(config: Config) -> Objective:
     def encode(weights: Params, images: Array) -> Array:
         return objective.encode(weights, normalize(images, mean, std))
 
-    return objective._replace(loss=loss, encode=encode)
+    inner = objective.predict
+    if inner is None:
+        return objective._replace(loss=loss, encode=encode)
+
+    def predict(
+        params: Params, state: Any, images: Array, context_index: Array, target_index: Array
+    ) -> tuple[Array, Array]:
+        return inner(params, state, normalize(images, mean, std), context_index, target_index)
+
+    return objective._replace(loss=loss, encode=encode, predict=predict)
