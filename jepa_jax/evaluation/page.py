@@ -130,16 +130,16 @@ def render(page: Page) -> str:
 MEANINGS: dict[str, tuple[str, str]] = {
     "rankme": (
         "RankMe",
-        "how many directions the features use, at most their width; higher is better, 1 is collapse",
+        "directions that the features use, at most their width; higher is better, 1 is collapse",
     ),
     "lidar": (
         "LiDAR",
         "how many directions tell images apart in spite of the crop; higher is better",
     ),
     "alpha_req": (
-        "α-ReQ",
-        "how fast the eigenvalues fall, as a power of their rank; near 1 is good, far above 1 a few "
-        "directions hold everything",
+        "alpha-ReQ",
+        "how fast the eigenvalues fall, as a power of their rank; near 1 is good, far above 1 a "
+        "few directions hold everything",
     ),
     "stable_rank": ("stable rank", "variance by that of its strongest direction; 1 is collapse"),
     "spread": (
