@@ -165,7 +165,7 @@ def _curves(folder: pathlib.Path, runs: Rows) -> tuple[Picture, ...]:
     for key, (title, caption) in _CURVES.items():
         if lines := _lines(runs, key):
             path = folder / f"curve_{key}.png"
-            line_chart(path, lines)
+            line_chart(path, lines, with_zero=key != "loss")
             pictures.append(Picture(path, title, caption))
     return tuple(pictures)
 
@@ -189,7 +189,7 @@ def _diagnostics(folder: pathlib.Path, runs: Rows) -> tuple[Picture, ...]:
         lines = _lines(runs, key)
         if max((len(line.points) for line in lines), default=0) > 1:
             path = folder / f"diagnostic_{key}.png"
-            line_chart(path, lines)
+            line_chart(path, lines, with_zero=True)
             label, meaning = MEANINGS[key]
             pictures.append(Picture(path, label, f"{meaning[0].upper()}{meaning[1:]}."))
     return tuple(pictures)

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 # Told apart with any colour vision, and quiet.
 COLOURS = ("#2f6690", "#c1662f", "#4c8055", "#8a5a9e", "#a8843a", "#555555")
-_INK, _QUIET = "#333333", "#8a8a8a"
+_ROUNDING = 1e-7  # of the largest eigenvalue, with features in float32
+_INK, _QUIET, _PAPER = "#333333", "#8a8a8a", "#fcfcfa"
 
 
 class Line(NamedTuple):
@@ -20,14 +21,11 @@ class Line(NamedTuple):
     points: Sequence[tuple[float, float]]
 
 
-def line_chart(
-    path: pathlib.Path, lines: Sequence[Line], *, most: float | None = None, x: str = "step"
-) -> None:
+def line_chart(path: pathlib.Path, lines: Sequence[Line], *, with_zero: bool) -> None:
     """Draws values over steps.
 
     Args:
-      most: the largest value there can be, as a dashed line.
-      x: what the horizontal axis counts.
+      with_zero: the vertical axis holds 0, so that small changes look small.
     """
     axis = _new(path)
     for line in lines:
@@ -39,32 +37,32 @@ def line_chart(
             marker="o" if len(line.points) < 30 else None,
             markersize=4,
         )
-    if most is not None:
-        axis.axhline(most, linestyle="--", color=_QUIET, linewidth=1)
-        axis.set_ylim(0, 1.1 * most)
-    axis.set_xlabel(x)
+    values = [y for line in lines for _, y in line.points]
+    if with_zero:
+        axis.set_ylim(1.08 * min(0, *values), 1.08 * max(0, *values) or 0.1)
+    axis.ticklabel_format(useOffset=False, style="plain")
+    axis.set_xlabel("step")
     _finish(axis, path, legend=len(lines) > 1)
 
 
 def spectrum_chart(path: pathlib.Path, lines: Sequence[Line]) -> None:
-    """Draws eigenvalues by rank, on logarithmic axes."""
+    """Draws eigenvalues by rank, on logarithmic axes; those that are rounding are left out."""
     axis = _new(path)
     for line in lines:
-        axis.loglog(
-            *zip(*line.points, strict=True), color=line.colour, label=line.name, linewidth=1.8
-        )
-    low = min(y for line in lines for _, y in line.points[: max(1, int(0.98 * len(line.points)))])
-    axis.set_ylim(bottom=low / 2)  # the last ones are rounding
+        largest = max(y for _, y in line.points)
+        points = [(x, y) for x, y in line.points if y > _ROUNDING * largest] or [(1, 1.0)]
+        axis.loglog(*zip(*points, strict=True), color=line.colour, label=line.name, linewidth=1.8)
     axis.set_xlabel("rank of the eigenvalue")
     _finish(axis, path, legend=len(lines) > 1)
 
 
 def _new(path: pathlib.Path) -> Axes:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return Figure(figsize=(4.8, 3.0), layout="constrained").subplots()
+    return Figure(figsize=(4.8, 3.0), facecolor=_PAPER, layout="constrained").subplots()
 
 
 def _finish(axis: Axes, path: pathlib.Path, *, legend: bool) -> None:
+    axis.set_facecolor(_PAPER)
     axis.grid(color="#e6e6e3", linewidth=0.8)
     axis.set_axisbelow(True)
     for side in ("top", "right"):

@@ -143,7 +143,7 @@ def guess_group(folder: pathlib.Path, config: Config, guesses: Guesses) -> Group
             marked(shown, (patch * (index // columns), patch * (index % columns), patch, patch))
             for shown, index in around
         ]
-        title = f"image {row + 1}: a hidden patch; training patches nearest to its prediction"
+        title = f"a hidden patch of image {row + 1}, then the training patches nearest to its guess"
         strips.append(_strip(folder / f"guesses_nearest_{row}.png", title, tiles))
     return Group(
         "What the predictor guesses",
