@@ -4,8 +4,8 @@ RankMe, LiDAR, α-ReQ, stable rank, spread, mean cosine, uniformity, spectrum, t
 and k-NN between training images, of up to --images of them; docs/reading_a_run.md says what they
 mean. DIR is a workdir of jepa_jax.train, whose newest checkpoint is taken (with --all: every one
 that has no row yet), one step's folder in it, what jepa_jax.convert wrote, or a Hugging Face folder
-or hub id. Of a run, the rows are kept in `workdir/diagnostics.jsonl`, one for each step.
---config.data.path=PHOTOS takes other images than those of the training; nothing is kept then.
+or hub id. Of a run, the rows are kept in `workdir/diagnostics.jsonl`, one for each step; not with
+--network, nor with --config.data.path=PHOTOS, which takes other images than those of the training.
 """
 
 import argparse

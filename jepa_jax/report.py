@@ -28,7 +28,7 @@ from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.metrics import read_metrics
 
 _PROBE = "python -m jepa_jax.probe --config configs/probe/linear.py"
-_GUESSED, _PATCH_IMAGES = 6, 200  # test images; training images whose patches are looked through
+_GUESSED, _PATCH_IMAGES = 50, 200  # test images; training images whose patches are looked through
 # name in metrics.jsonl -> title, caption
 _CURVES = {
     "loss": (
@@ -131,6 +131,11 @@ def _names(workdirs: list[pathlib.Path]) -> list[str]:
 def _feature_groups(run: Opened, folder: pathlib.Path) -> list[Group]:
     config, encode = run.config, run.tokens
     train, test = open_source(config.data, "train"), open_source(config.data, "test")
+    if test.num_examples < 2:
+        raise UserError(
+            f"config.data.path = {config.data.path!r}: has {test.num_examples} test image; must be "
+            "at least 2, whose features can differ"
+        )
     groups = map_groups(folder, encode, run.weights, config, test)
     groups.append(neighbor_group(folder, encode, run.weights, config, train=train, test=test))
     objective = make_objective(config)
@@ -142,7 +147,7 @@ def _feature_groups(run: Opened, folder: pathlib.Path) -> list[Group]:
             config,
             train=train,
             test=test,
-            number=_GUESSED,
+            number=min(_GUESSED, test.num_examples),
             references=_PATCH_IMAGES,
         )
         groups.append(guess_group(folder, config, guesses))

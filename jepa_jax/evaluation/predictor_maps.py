@@ -16,7 +16,7 @@ from jepa_jax.evaluation.neighbors import nearest
 from jepa_jax.objectives.objective import Objective, at_path, replace_at_path
 from jepa_jax.training.items import read_item
 
-_BATCH, _NEAREST = 20, 5
+_BATCH, _NEAREST = 50, 5
 
 
 class Networks(NamedTuple):

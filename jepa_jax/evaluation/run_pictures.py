@@ -80,17 +80,22 @@ def neighbor_group(
     """Nearest training images of random test images, by the cosine of pooled features."""
     pool = jax.jit(lambda weights, images: encode(weights, images).mean(axis=1))
     rng = np.random.default_rng(config.seed)
-    asked = rng.permutation(test.num_examples)[:_QUERIES]
-    known = rng.permutation(train.num_examples)[:_REFERENCES]
 
-    def read(source: Source, index: np.ndarray) -> Any:
-        return eval_batches(config.data, source, index=index, batch_size=_BATCH, bad=[])
+    def read(source: Source, index: np.ndarray, bad: list[int]) -> Any:
+        return eval_batches(config.data, source, index=index, batch_size=_BATCH, bad=bad)
 
-    of_queries = pooled_features(pool, weights, read(test, asked))
-    of_known = pooled_features(pool, weights, read(train, known))
+    def features(source: Source, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of so many random images [n, D], and which they are; bad ones are left out."""
+        index, bad = rng.permutation(source.num_examples)[:most], list[int]()
+        pooled = pooled_features(pool, weights, read(source, index, bad))
+        good = ~np.isin(index, bad)
+        return pooled[good], index[good]
+
+    of_queries, asked = features(test, _QUERIES)
+    of_known, known = features(train, _REFERENCES)
     index, cosine = nearest(of_queries, of_known, _TILES - 1)
-    (queries,) = read(test, asked)
-    found = np.concatenate(list(read(train, known[index.ravel()])))
+    (queries,) = read(test, asked, [])
+    found = np.concatenate(list(read(train, known[index.ravel()], [])))
     found = found.reshape(*index.shape, *found.shape[1:])
     strips, agreed = [], []
     for row, example in enumerate(asked):
