@@ -65,7 +65,7 @@ class Probe:
 
     Attributes:
       title, facts: what was measured, in a line each.
-      rows: name, value, interval, lead over the pretrained encoder; "" where there is none.
+      rows: name, value, interval, top5 as text, "" where there is none; share of the bar in %.
       classes, confusion: of the pretrained encoder; none where there are too many to show.
       confused: pairs of classes that are taken for each other most often.
     """
@@ -86,6 +86,7 @@ class RunPart:
     Attributes:
       facts: label -> value, as text: what was run.
       diagnostics: label -> value of the newest checkpoint.
+      command: makes a probe of it.
       problem: why there are no pictures; "": there are.
     """
 
