@@ -78,8 +78,8 @@ def test_what_is_predicted_is_what_the_loss_compares(small):
         "target_index": np.array([[[1, 2], [9, 10]]] * 3, np.int32),
     }
     batch, key = jax.tree.map(jnp.asarray, batch), jax.random.key(0)
-    loss, _ = objective.loss(networks.params, networks.objective_state, batch, key, Clock(0, 10.0))
-    predictions, targets = objective.predict(
+    loss, _ = jax.jit(objective.loss)(*networks, batch, key, Clock(0, 10.0))
+    predictions, targets = jax.jit(objective.predict)(
         *networks, batch["image"], batch["context_index"], batch["target_index"]
     )
     assert predictions.shape == targets.shape == (3, 2, 2, 16)
