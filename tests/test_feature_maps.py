@@ -78,7 +78,7 @@ def test_what_is_predicted_is_what_the_loss_compares(small):
         "target_index": np.array([[[1, 2], [9, 10]]] * 3, np.int32),
     }
     batch, key = jax.tree.map(jnp.asarray, batch), jax.random.key(0)
-    loss, _ = jax.jit(objective.loss)(*networks, batch, key, Clock(0, 10.0))
+    loss, _ = jax.jit(lambda *given: objective.loss(*given, Clock(0, 10.0)))(*networks, batch, key)
     predictions, targets = jax.jit(objective.predict)(
         *networks, batch["image"], batch["context_index"], batch["target_index"]
     )
