@@ -14,6 +14,8 @@ COMMANDS = {
     "quickstart": "pretrains on bundled images, probes, draws: minutes on a CPU",
     "train": "pretrains a model, or with --plan says what that would need",
     "probe": "measures a checkpoint's features with k-NN and linear classifiers",
+    "diagnose": "measures how a checkpoint's features fill their space: ranks, spread, spectrum",
+    "report": "writes a page about one run or several, with pictures, to look at in a browser",
     "visualize": "draws what a model gets (views, masks, crops) and a checkpoint's features",
     "extract": "writes the features of images to a file",
     "checkpoints": "lists and verifies the checkpoints of a run",

@@ -86,7 +86,8 @@ def test_steps_are_traced_and_programs_written_on_request(short, tmp_path, sourc
 def test_without_request_nothing_is_written(short, tmp_path, source):
     short.epochs = 1
     run(short, tmp_path, source)
-    assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "metrics.jsonl", "tensorboard"}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"checkpoints", "metrics.jsonl", "run.json", "tensorboard"}
 
 
 @pytest.mark.parametrize("steps", [(5, 3), (0, 3), (-1, 2)])

@@ -36,8 +36,8 @@ def test_an_unknown_command_is_one_line_and_code_2(capsys):
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == (
-        "error: no command 'trian'; must be one of quickstart, train, probe, visualize, extract, "
-        "checkpoints, convert, export, data\n"
+        "error: no command 'trian'; must be one of quickstart, train, probe, diagnose, report, "
+        "visualize, extract, checkpoints, convert, export, data\n"
     )
 
 

@@ -1,7 +1,7 @@
 """Attentive probe: a learned query in a cross-attention block, twenty heads in one pass.
 
-V-JEPA's form (Bardes et al., 2024); `self_attention_blocks=3` gives V-JEPA 2's. The grid of learning
-rates and weight decays is V-JEPA 2's (Assran et al., 2025).
+V-JEPA's form (Bardes et al., 2024); `self_attention_blocks=3` gives V-JEPA 2's. The grid of
+learning rates and weight decays is V-JEPA 2's (Assran et al., 2025).
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""The paper's linear probe of ImageNet: a grid of heads trained with LARS (Assran et al., 2023, A.2).
+"""The paper's linear probe of ImageNet: a grid of heads by LARS (Assran et al., 2023, A.2).
 
 Pooled tokens of the last block, or of the last four, with and without a batch norm ahead; three
 learning rates (for a batch of 256, scaled by the batch as VISSL does) and two weight decays: 24

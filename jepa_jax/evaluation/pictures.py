@@ -1,6 +1,7 @@
 """Pictures of a run, as PNG: curves, and principal components of the features."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,11 +74,21 @@ def principal_colours(tokens: Float[np.ndarray, "n N D"]) -> Float[np.ndarray, "
     A position's mean over the images is taken off first: it shows the position table, and else
     would be most of the picture.
     """
-    centred = (tokens - tokens.mean(axis=0)).reshape(-1, tokens.shape[-1])  # [n * N, D]
-    components = PCA(n_components=3, svd_solver="full").fit_transform(centred)
+    return shared_colours([tokens])[0]
+
+
+def shared_colours(levels: Sequence[Float[np.ndarray, "n _ D"]]) -> list[np.ndarray]:
+    """The same of tokens [n, N, D] with several N, whose components are those of all together."""
+    width = levels[0].shape[-1]
+    centred = [(tokens - tokens.mean(axis=0)).reshape(-1, width) for tokens in levels]
+    components = PCA(n_components=3, svd_solver="full").fit_transform(np.concatenate(centred))
     low, high = np.percentile(components, (2, 98), axis=0)
     colours = np.clip((components - low) / (high - low), 0, 1)
-    return colours.reshape(*tokens.shape[:2], 3).astype(tokens.dtype)
+    parts = np.split(colours, np.cumsum([len(part) for part in centred])[:-1])
+    return [
+        part.reshape(*tokens.shape[:2], 3).astype(tokens.dtype)
+        for part, tokens in zip(parts, levels, strict=True)
+    ]
 
 
 def displayable(images: np.ndarray) -> Float[np.ndarray, "n H W 3"]:

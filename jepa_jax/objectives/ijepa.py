@@ -82,6 +82,17 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
     def encode(weights: Any, images: Array, layers: tuple[int, ...] | None = None) -> Any:
         return encoder.apply({"params": weights}, images, layers=layers)
 
+    def predict(
+        params: dict[str, Any], state: Any, images: Array, context_index: Array, target_index: Array
+    ) -> tuple[Array, Array]:
+        tokens: Any = encoder.apply({"params": state.target}, images)  # [B, N, D]
+        targets = gather_blocks(target_tokens(tokens, settings.target_norm), target_index)
+        context: Any = encoder.apply({"params": params["encoder"]}, images, context_index)
+        predictions: Any = predictor.apply(
+            {"params": params["predictor"]}, context, context_index, target_index
+        )  # [B, M, T, D]
+        return predictions.astype(jnp.float32), targets
+
     def flops(shapes: Shapes) -> dict[str, float]:
         _, K = shapes["context_index"].shape
         _, M, T = shapes["target_index"].shape
@@ -115,6 +126,7 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
         flops=flops,
         mean_over_examples=settings.target_norm == "layer_norm" and settings.regularizer is None,
         outlook=functools.partial(outlook, settings, blocks),
+        predict=predict,
     )
 
 

@@ -52,6 +52,9 @@ class Objective(NamedTuple):
         with the averaged weights where there are any; None: it tells no classes apart.
       outlook: (steps, horizon, whether it starts at random) -> what can be told of a run of that
         many steps; None: nothing.
+      predict: (parameters, objective's state, images [B, H, W, C], context_index [B, K],
+        target_index [B, M, T]) -> (predictions, targets), both [B, M, T, D], as the loss compares
+        them, without stochastic depth; None: the objective predicts no hidden features.
     """
 
     needs: BatchSpec
@@ -65,6 +68,7 @@ class Objective(NamedTuple):
     mean_over_examples: bool = True
     classify: Callable[[Params, Any, Array], Float[Array, "B classes"]] | None = None
     outlook: Callable[[int, float, bool], Outlook] | None = None
+    predict: Callable[[Params, Any, Array, Array, Array], tuple[Array, Array]] | None = None
 
 
 def no_state(horizon: float) -> optax.GradientTransformation:

@@ -23,8 +23,8 @@ OBJECTIVES: dict[str, Callable[[Config, Any], Objective]] = {
 def make_objective(config: Config) -> Objective:
     """The objective of a run's configuration.
 
-    Its `loss`, `encode` and `classify` take images as pixels too, uint8 or uint16, which are
-    normalised here, on the device: a quarter of the bytes of float32 cross to it.
+    Its `loss`, `encode`, `classify` and `predict` take images as pixels too, uint8 or uint16, which
+    are normalised here, on the device: a quarter of the bytes of float32 cross to it.
     """
     objective = OBJECTIVES[config.objective.name](config, config.objective)
     mean, std = config.data.mean, config.data.std
@@ -40,12 +40,17 @@ def make_objective(config: Config) -> Objective:
     def encode(weights: Params, images: Array, layers: tuple[int, ...] | None = None) -> Array:
         return objective.encode(weights, normalize(images, mean, std), layers)
 
-    of_objective = objective.classify
-
-    def classify(params: Params, state: Any, images: Array) -> Array:
-        assert of_objective is not None
-        return of_objective(params, state, normalize(images, mean, std))
+    def of_pixels(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        """The same function of (parameters, state, pixels, ...)."""
+        if function is None:
+            return None
+        return lambda params, state, images, *rest: function(
+            params, state, normalize(images, mean, std), *rest
+        )
 
     return objective._replace(
-        loss=loss, encode=encode, classify=None if of_objective is None else classify
+        loss=loss,
+        encode=encode,
+        classify=of_pixels(objective.classify),
+        predict=of_pixels(objective.predict),
     )

@@ -48,7 +48,11 @@ def position_share(tokens: Float[Array, "B N D"]) -> Float[Array, ""]:
 
 def effective_rank(features: Float[Array, "n D"]) -> Float[Array, ""]:
     """RankMe (Garrido et al., 2023, equation 1): exp of the entropy of the singular values."""
-    values = jnp.linalg.svd(features, compute_uv=False)
+    return entropy_rank(jnp.linalg.svd(features, compute_uv=False))
+
+
+def entropy_rank(values: Float[Array, " k"]) -> Float[Array, ""]:
+    """exp of the entropy of the values as shares of their sum: how many of them count."""
     share = values / jnp.sum(values) + 1e-7
     return jnp.exp(-jnp.sum(share * jnp.log(share)))
 

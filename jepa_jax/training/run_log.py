@@ -13,6 +13,7 @@ from jepa_jax.training.alarms import LossWatch, end_of
 from jepa_jax.training.input_wait import InputWait
 from jepa_jax.training.metrics import MetricsWriter, read_metrics
 from jepa_jax.training.progress import Progress
+from jepa_jax.training.run_record import write_run_record
 from jepa_jax.training.stalls import Watchdog
 from jepa_jax.training.verdict import verdict
 
@@ -41,6 +42,8 @@ class RunLog:
         first = jax.process_index() == 0
         self._config = config
         self._writer = MetricsWriter(workdir, start_step=start_step) if first else None
+        if first:
+            write_run_record(workdir, start_step=start_step)
         self._progress = Progress(
             start_step=start_step, end_step=end_step, batch_size=config.batch_size, shown=first
         )
