@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jepa_jax.config import Config, DataConfig
+from jepa_jax.config import Config, DataConfig, InitConfig
 from jepa_jax.config.fine_tune import FineTuneConfig, fine_tuning_run
 from jepa_jax.data.pipeline import eval_batches, too_many_bad
 from jepa_jax.data.sources import Source, open_source
@@ -46,6 +46,7 @@ def fine_tune(
     workdir: str | os.PathLike,
     network: str | None = None,
     *,
+    from_scratch: bool = False,
     verify: bool = True,
 ) -> FineTuned:
     """Trains encoder and classifier on each split, and classifies the test images at the end.
@@ -56,6 +57,7 @@ def fine_tune(
     Args:
       path: of the pretrained encoder: a workdir, one checkpoint, or what `--init` reads else.
       network: which of its encoders; None: the first, of I-JEPA the target encoder.
+      from_scratch: the same runs, but from a random encoder: the control.
       verify: compare the files that are read with the digests that were taken when they were saved.
 
     Raises:
@@ -76,7 +78,8 @@ def fine_tune(
             f"{labels.max()}, and its training images {num_classes} classes"
         )
     splits, scores, good = list[dict[str, Any]](), [], np.ones(test.num_examples, bool)
-    for split in range(config.splits):
+    runs = config.low_shot.splits if config.low_shot else 1
+    for split in range(runs):
         run = fine_tuning_run(
             config,
             trained,
@@ -85,8 +88,10 @@ def fine_tune(
             num_classes=num_classes,
             split=split,
         )
+        if from_scratch:
+            run = dataclasses.replace(run, init=InitConfig())
         folder = pathlib.Path(workdir) / f"split_{split}"
-        log.info("split %d of %d: %s", split + 1, config.splits, folder)
+        log.info("split %d of %d: %s", split + 1, runs, folder)
         pretrain(run, folder, verify=verify)
         of_split, good = classify(run, folder, test)
         scores.append(of_split[good])

@@ -24,16 +24,22 @@ from jepa_jax.command_line import (
     make_parser,
     run_command,
 )
-from jepa_jax.config import DataConfig, HeadsConfig, ProbeConfig, probe_data, resolve_probe
+from jepa_jax.config import (
+    DataConfig,
+    FineTuneConfig,
+    HeadsConfig,
+    ProbeConfig,
+    probe_data,
+    resolve_probe,
+)
 from jepa_jax.config.files import load_config
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation.comparison import labelled_source
 from jepa_jax.evaluation.report import print_table
 from jepa_jax.evaluation.results import write_result
-from jepa_jax.evaluation.scores import measured, paired, per_example
-from jepa_jax.evaluation.tasks import task_of
+from jepa_jax.evaluation.scores import measured, paired
 from jepa_jax.opened import Opened, open_checkpoint
-from jepa_jax.protocols import head_rows, probe_rows
+from jepa_jax.protocols import fine_tuning_rows, head_rows, probe_rows
 from jepa_jax.training.compilation import use_compilation_cache
 
 _MOST_CLASSES = 200  # of a confusion matrix that is written
@@ -47,6 +53,7 @@ def probe_checkpoint(
     verify: bool = True,
     against: str | os.PathLike | None = None,
     features: pathlib.Path | None = None,
+    workdir: pathlib.Path | None = None,
     results: pathlib.Path | None = None,
     name: str | None = None,
 ) -> dict[str, Any]:
@@ -56,6 +63,7 @@ def probe_checkpoint(
       path, network, verify: see `open_checkpoint`.
       against: another checkpoint, that is compared on the same images.
       features: folder where features are kept, and reused; None: nowhere.
+      workdir: for the runs of fine-tuning.
       results: folder for the result; None: `probes` in the workdir of a run.
       name: of the result; None: the protocol's.
 
@@ -72,11 +80,15 @@ def probe_checkpoint(
         others["against"] = open_checkpoint(against, verify=verify)
     data = probe_data(config, opened.config)
     reduced: dict[str, dict[str, int]] = {}
-    if isinstance(config, HeadsConfig):
+    if isinstance(config, FineTuneConfig):
+        if workdir is None:
+            raise UserError("--workdir DIR: is needed by the protocol fine_tune, for its runs")
+        rows = fine_tuning_rows(config, opened, others, data, workdir)
+    elif isinstance(config, HeadsConfig):
         rows = head_rows(config, opened, others, data, features=features)
     else:
         rows, reduced = probe_rows(config, opened, others, data, features=features)
-    outputs = {row: found.pop("outputs") for row, found in rows.items()}
+    of_each = {row: found.pop("per_example") for row, found in rows.items()}
     labels = [found.pop("labels") for found in rows.values()].pop()
     print_table({config.protocol: rows}, reduced=reduced, num_test=len(labels))
 
@@ -92,15 +104,12 @@ def probe_checkpoint(
         "checkpoint": str(opened.folder),
     }
     if against is not None:
-        task = task_of(labels)
-        result["comparison"] = paired(
-            *(per_example(task, outputs[row], labels) for row in ("pretrained", "against"))
-        )
+        result["comparison"] = paired(of_each["pretrained"], of_each["against"])
     folder = results or (opened.workdir / "probes" if opened.workdir else None)
     if folder is not None:
         table = _table(config, opened, data, rows, measure, num_test=len(labels))
         name = name or f"{config.protocol}-{opened.step or opened.folder.name}"
-        written = write_result(folder, name, result | table, outputs=outputs, labels=labels)
+        written = write_result(folder, name, result | table, per_example=of_each, labels=labels)
         result["result"] = str(written)
     return result
 
@@ -162,6 +171,12 @@ def main() -> None:
         help="keep the features there, and reuse those that are there",
     )
     parser.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="of the protocol fine_tune: for its runs, which go on where they stopped",
+    )
+    parser.add_argument(
         "--results",
         type=pathlib.Path,
         metavar="DIR",
@@ -177,6 +192,7 @@ def main() -> None:
             verify=arguments.verify,
             against=arguments.against,
             features=arguments.features,
+            workdir=arguments.workdir,
             results=arguments.results,
         )
 

@@ -7,25 +7,34 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jepa_jax.config import (
     Config,
     DataConfig,
+    FineTuneConfig,
     HeadsConfig,
     KnnConfig,
     LinearConfig,
+    LowShotConfig,
     MeshConfig,
     to_dict,
 )
-from jepa_jax.data.sources import Source
+from jepa_jax.data.sources import Source, restricted, subset_index
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation.backbones import of_encoder, of_pixels
-from jepa_jax.evaluation.comparison import SinkOf, features_of, labelled_source, probe_each
+from jepa_jax.evaluation.comparison import SinkOf, features_of, labelled_sources, probe_each
 from jepa_jax.evaluation.feature_files import FeatureFiles, identity_of
 from jepa_jax.evaluation.head_training import train_heads
 from jepa_jax.evaluation.report import reduced_of
+from jepa_jax.evaluation.scores import over_splits, score
+from jepa_jax.evaluation.tasks import task_of
+from jepa_jax.fine_tune import FineTuned, fine_tune
 from jepa_jax.objectives.objective import initial_encoder
 from jepa_jax.opened import Opened
 from jepa_jax.training.sharding import make_mesh
+
+_PIXEL_STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # C of the linear probe of raw pixels
 
 # Of each representation what `probes.probe` gives, with the labels of the test images.
 Rows = dict[str, dict[str, Any]]
@@ -46,6 +55,10 @@ def probe_rows(
       features: folder where features are kept, and reused; None: nowhere.
     """
 
+    sources, splits = labelled_sources(data), list[np.ndarray]()
+    if config.low_shot is not None:
+        sources["train"], splits = _few(config.low_shot, config.seed, sources["train"])
+
     def represented(one: Opened, encoders: dict[str, Any], pixels: bool) -> Any:
         layers = None if config.layers == (-1,) else _absolute(config.layers, one.config)
         return features_of(
@@ -56,6 +69,7 @@ def probe_rows(
             pixels=pixels,
             layers=layers,
             sink=None if features is None else _files(one, encoders, data, features, layers),
+            sources=sources,
         )
 
     encoders = {"pretrained": opened.weights}
@@ -64,10 +78,17 @@ def probe_rows(
     found = represented(opened, encoders, config.controls)
     for name, other in others.items():
         found |= represented(other, {name: other.weights}, False)
-    rows = probe_each(config, found)
+    rows = probe_each(config, found, splits)
     for name, result in rows.items():
         result["labels"] = found[name].test.labels
     return rows, reduced_of(found)
+
+
+def _few(low_shot: LowShotConfig, seed: int, source: Source) -> tuple[Source, list[np.ndarray]]:
+    """The images of all splits, and the numbers among them of those of each split."""
+    drawn = [subset_index(low_shot.subset(seed + i), source) for i in range(low_shot.splits)]
+    union = np.unique(np.concatenate(drawn))
+    return restricted(source, union), [np.searchsorted(union, index) for index in drawn]
 
 
 def head_rows(
@@ -83,7 +104,7 @@ def head_rows(
     Args:
       features: folder where the heads are saved after each epoch; None: nowhere.
     """
-    sources = {split: labelled_source(data, split) for split in ("train", "test")}
+    sources = labelled_sources(data)
     wanted = ("tokens",) if config.protocol == "attentive" else config.features
     mesh = make_mesh(MeshConfig())
     encoders = {"pretrained": (opened, opened.weights)}
@@ -106,6 +127,47 @@ def head_rows(
         backbone = of_pixels(opened.config, data, mesh, features=wanted)
         rows[backbone.name] = train_heads(_without_grid(config), data, sources, backbone)
     return rows
+
+
+def fine_tuning_rows(
+    config: FineTuneConfig,
+    opened: Opened,
+    others: Mapping[str, Opened],
+    data: DataConfig,
+    workdir: pathlib.Path,
+) -> Rows:
+    """The encoder fine-tuned on each split; as long from scratch; raw pixels, by linear probes."""
+    started = {"pretrained": opened, **others}
+    rows: Rows = {}
+    for name, one in started.items():
+        folder = workdir if name == "pretrained" else workdir / name
+        rows[name] = _of_splits(config, fine_tune(config, one.folder, folder, one.network))
+    if config.controls:
+        scratch = fine_tune(
+            config, opened.folder, workdir / "random_init", opened.network, from_scratch=True
+        )
+        rows["random_init"] = _of_splits(config, scratch)
+        linear = LinearConfig(
+            candidates=_PIXEL_STRENGTHS, low_shot=config.low_shot, seed=config.seed
+        )
+        sources, splits = labelled_sources(data), list[np.ndarray]()
+        if config.low_shot is not None:
+            sources["train"], splits = _few(config.low_shot, config.seed, sources["train"])
+        pixels = features_of(
+            data, opened.objective, {}, batch_size=250, pixels=True, sources=sources
+        )
+        rows |= {
+            name: result | {"labels": sources["test"].labels}
+            for name, result in probe_each(linear, pixels, splits).items()
+        }
+    return rows
+
+
+def _of_splits(config: FineTuneConfig, tuned: FineTuned) -> dict[str, Any]:
+    task = task_of(tuned.labels)
+    task = task._replace(outputs=tuned.scores.shape[-1])
+    each = [score(task, outputs, tuned.labels, seed=config.seed) for outputs in tuned.scores]
+    return over_splits(each, seed=config.seed) | {"labels": tuned.labels}
 
 
 def _without_grid(config: HeadsConfig) -> HeadsConfig:

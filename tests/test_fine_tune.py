@@ -15,7 +15,6 @@ from jepa_jax.errors import UserError
 from jepa_jax.fine_tune import fine_tune, top_k
 
 FEW = {
-    "per_class": 16,
     "data": {"crop_scale": (0.5, 1.0)},
     "flip": 0.0,
     "rand_augment": None,
@@ -35,7 +34,12 @@ def runs(small, tmp_path_factory):
     """One split; then two, in the same workdir."""
     workdir = tmp_path_factory.mktemp("fine_tuned")
     return [
-        fine_tune(resolve_fine_tune({**FEW, "splits": n}), small.folder, workdir) for n in (1, 2)
+        fine_tune(
+            resolve_fine_tune({**FEW, "low_shot": {"per_class": 16, "splits": n}}),
+            small.folder,
+            workdir,
+        )
+        for n in (1, 2)
     ]
 
 
@@ -73,7 +77,9 @@ def test_of_equal_scores_the_lower_class_is_the_higher_one():
 
 
 def test_a_run_takes_over_the_checkpoint_s_shape_and_normalisation_and_the_split(small):
-    config = resolve_fine_tune(load_config("configs/probe/fine_tune.py", ["--config.splits=3"]))
+    config = resolve_fine_tune(
+        load_config("configs/probe/fine_tune.py", ["--config.low_shot.splits=3"])
+    )
     run = fine_tuning_run(
         config, small.config, weights="W", network="target_encoder", num_classes=10, split=2
     )
@@ -92,17 +98,17 @@ def test_a_run_takes_over_the_checkpoint_s_shape_and_normalisation_and_the_split
 
 def test_the_files_are_the_published_recipes():
     one = resolve_fine_tune(load_config("configs/probe/fine_tune.py", []))
-    assert dataclasses.replace(one, share=None) == resolve_fine_tune({})  # the defaults
+    assert dataclasses.replace(one, low_shot=None) == resolve_fine_tune({})  # the defaults
     full = resolve_fine_tune(load_config("configs/probe/fine_tune_full.py", []))
     assert full == dataclasses.replace(
-        one, share=None, batch_size=528, lr=1e-4, weight_decay=0.04, mixup=0.8, cutmix=1.0,
+        one, low_shot=None, batch_size=528, lr=1e-4, weight_decay=0.04, mixup=0.8, cutmix=1.0,
         drop_path_rate=0.25,     )  # fmt: skip
 
 
 def test_what_does_not_fit_is_refused(small, tmp_path):
     with pytest.raises(UserError, match="sets share, per_class; must set exactly one"):
-        resolve_fine_tune({"share": 0.1, "per_class": 1})
-    config = resolve_fine_tune({"per_class": 5})
+        resolve_fine_tune({"low_shot": {"share": 0.1, "per_class": 1}})
+    config = resolve_fine_tune({"low_shot": {"per_class": 5}})
     with pytest.raises(UserError, match=r"batch_size = 512: the data set has only 50 images"):
         fine_tune(config, small.folder, tmp_path)
     with pytest.raises(UserError, match="predictor"):

@@ -6,11 +6,12 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.protocol = "fine_tune"
-    config.share = 0.01  # of each class's training images; or per_class, or files, a list of names
-    config.splits = 1  # how many are drawn; the published one is a list: config.files
+    # Of each class's training images; or per_class; or files, a list of names as the published one.
+    config.low_shot = {"share": 0.01, "splits": 1}
     config.seed = 0  # of the first; the next one's is 1
     # Fields of config.data that differ from the checkpoint's: {"path": "..."}
     config.data = {"crop_scale": (0.08, 1.0)}
+    config.controls = True  # also from scratch, as long; and a linear probe of raw pixels
     config.flip = 0.5
     config.rand_augment = 9.0  # magnitude; None: off
     config.epochs = 50

@@ -7,7 +7,7 @@ from .fine_tune import get_config as one_percent
 
 def get_config() -> ml_collections.ConfigDict:
     config = one_percent()
-    config.share = None
+    config.low_shot = None  # all labels
     config.batch_size = 528
     config.lr = 1e-4
     config.weight_decay = 0.04

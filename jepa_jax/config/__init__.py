@@ -1,7 +1,7 @@
 """The settings of a run, its data, its objective and a probe: typed, with defaults and bounds."""
 
 from jepa_jax.config.augmentation import AugmentationConfig, RandAugmentConfig
-from jepa_jax.config.data import DataConfig, SubsetConfig
+from jepa_jax.config.data import DataConfig, LowShotConfig, SubsetConfig
 from jepa_jax.config.fine_tune import FineTuneConfig, resolve_fine_tune
 from jepa_jax.config.objective import (
     EmaConfig,
@@ -52,6 +52,7 @@ __all__ = [
     "KnnConfig",
     "LinearConfig",
     "LoggingConfig",
+    "LowShotConfig",
     "MaeConfig",
     "MaskConfig",
     "MeshConfig",

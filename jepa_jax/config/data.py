@@ -36,13 +36,39 @@ class SubsetConfig:
     files: str | None = None
     seed: Annotated[int, at_least(0)] = 0  # of the draw; another one gives another split
 
-    def check(self) -> None:
+    def check(self, field: str = "config.data.subset") -> None:
         """Refuses none or several; see `config.resolve`."""
         given = [n for n in ("share", "per_class", "files") if getattr(self, n) is not None]
         if len(given) != 1:
             raise UserError(
-                f"config.data.subset: sets {', '.join(given) or 'nothing'}; must set exactly one "
+                f"{field}: sets {', '.join(given) or 'nothing'}; must set exactly one "
                 "of share, per_class and files"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LowShotConfig:
+    """Few labels, in several draws; as in `SubsetConfig`, exactly one of the first three.
+
+    A probe's hyper-parameter is chosen on a part of the few, unless there is but one candidate.
+    """
+
+    share: ShareAboveZero | None = None  # of each class's training images
+    per_class: Positive | None = None
+    files: str | None = None  # a list of names, which is but one split
+    splits: Positive = 1  # split i is drawn with the probe's seed + i
+
+    def subset(self, seed: int) -> SubsetConfig:
+        """The images of one split."""
+        return SubsetConfig(share=self.share, per_class=self.per_class, files=self.files, seed=seed)
+
+    def check(self) -> None:
+        """Refuses none or several, and several splits of a list."""
+        self.subset(0).check("config.low_shot")
+        if self.files is not None and self.splits > 1:
+            raise UserError(
+                f"config.low_shot.splits = {self.splits}: must be 1 with config.low_shot.files, "
+                "which lists one split"
             )
 
 

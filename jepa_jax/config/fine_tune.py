@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from jepa_jax.config.data import SubsetConfig
+from jepa_jax.config.data import LowShotConfig
 from jepa_jax.config.run import Config, resolve
 from jepa_jax.config.schema import (
     AboveZero,
@@ -28,14 +28,13 @@ class FineTuneConfig:
     """
 
     protocol: Literal["fine_tune"] = "fine_tune"
-    # Which labels are seen, as in `SubsetConfig`; all None: all of them.
-    share: ShareAboveZero | None = None  # of each class's training images
-    per_class: Positive | None = None
-    files: str | None = None  # a list of names
-    splits: Positive = 1  # runs: split i is drawn, and the run seeded, with seed + i
+    low_shot: LowShotConfig | None = None  # None: all labels
     seed: Annotated[int, at_least(0)] = 0
     # Fields of DataConfig that differ from what the checkpoint was trained on.
     data: dict = dataclasses.field(default_factory=lambda: {"crop_scale": (0.08, 1.0)})
+    # Also train the encoder from its random initialisation, and a linear probe of raw pixels.
+    controls: bool = True
+    supervised: str | None = None  # also fine-tune this checkpoint, which saw labels
     flip: Share = 0.5  # probability of a horizontal flip
     epochs: Positive = 50
     batch_size: Positive = 512
@@ -56,9 +55,8 @@ class FineTuneConfig:
 def resolve_fine_tune(config: Any) -> FineTuneConfig:
     """Checks the configuration of fine-tuning; see `resolve` for the errors."""
     resolved = from_mapping(FineTuneConfig, config)
-    subset = _subset(resolved, 0)
-    if subset is not None:
-        subset.check()
+    if resolved.low_shot is not None:
+        resolved.low_shot.check()
     return resolved
 
 
@@ -85,7 +83,7 @@ def fine_tuning_run(
     augmentation: dict[str, Any] = {"flip": config.flip, "erase": config.erase}
     if config.rand_augment is not None:
         augmentation["rand_augment"] = {"magnitude": config.rand_augment, "magnitude_std": 0.5}
-    subset = _subset(config, split)
+    subset = None if config.low_shot is None else config.low_shot.subset(config.seed + split)
     return resolve(
         {
             "seed": config.seed + split,
@@ -116,12 +114,4 @@ def fine_tuning_run(
             },
             "compute": fields["compute"],
         }
-    )
-
-
-def _subset(config: FineTuneConfig, split: int) -> SubsetConfig | None:
-    if config.share is None and config.per_class is None and config.files is None:
-        return None
-    return SubsetConfig(
-        share=config.share, per_class=config.per_class, files=config.files, seed=config.seed + split
     )

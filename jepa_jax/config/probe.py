@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from jepa_jax.config.data import DataConfig
+from jepa_jax.config.data import DataConfig, LowShotConfig
+from jepa_jax.config.fine_tune import FineTuneConfig, resolve_fine_tune
 from jepa_jax.config.run import Config, resolve
 from jepa_jax.config.schema import (
     AboveZero,
@@ -49,6 +50,7 @@ class KnnConfig(_Probe):
     protocol: Literal["knn"] = "knn"
     layers: Layers = (-1,)  # blocks whose pooled tokens are concatenated
     candidates: Annotated[tuple[float, ...], _Some]  # of k
+    low_shot: LowShotConfig | None = None
     metric: Literal["euclidean", "cosine"] = "euclidean"
     standardize: bool = True  # each column to mean 0 and deviation 1 first
     # Each neighbour counts the same, or as exp(similarity / temperature).
@@ -63,6 +65,7 @@ class LinearConfig(_Probe):
     protocol: Literal["linear"] = "linear"
     layers: Layers = (-1,)  # blocks whose pooled tokens are concatenated
     candidates: Annotated[tuple[float, ...], _Some]  # of C, 1 / strength of the L2 term
+    low_shot: LowShotConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,12 +94,13 @@ class HeadsConfig(_Probe):
     flip: Share = 0.5
 
 
-ProbeConfig = KnnConfig | LinearConfig | HeadsConfig
+ProbeConfig = KnnConfig | LinearConfig | HeadsConfig | FineTuneConfig
 _PROTOCOLS: dict[str, type] = {
     "knn": KnnConfig,
     "linear": LinearConfig,
     "linear_lars": HeadsConfig,
     "attentive": HeadsConfig,
+    "fine_tune": FineTuneConfig,
 }
 
 
@@ -108,7 +112,11 @@ def resolve_probe(config: Any) -> Any:
             "config.protocol: missing" if protocol is None else f"config.protocol = {protocol!r}"
         )
         raise UserError(f"{problem}: must be one of {', '.join(_PROTOCOLS)}")
+    if protocol == "fine_tune":
+        return resolve_fine_tune(config)
     resolved: Any = from_mapping(_PROTOCOLS[protocol], config)
+    if getattr(resolved, "low_shot", None) is not None:
+        resolved.low_shot.check()
     if isinstance(resolved, KnnConfig) and any(k != int(k) for k in resolved.candidates):
         raise UserError(
             f"config.candidates = {resolved.candidates}: must be whole numbers of neighbours"

@@ -3,7 +3,7 @@
 import functools
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,8 +16,7 @@ from jepa_jax.evaluation.extraction import Control, Sink, encode_images, flat_pi
 from jepa_jax.evaluation.features import make_pool
 from jepa_jax.evaluation.probes import LabelledFeatures, probe
 from jepa_jax.evaluation.reduction import WIDEST, reduce
-from jepa_jax.evaluation.scores import MEASURE
-from jepa_jax.evaluation.tasks import task_of
+from jepa_jax.evaluation.scores import measured, over_splits
 from jepa_jax.objectives.objective import Objective
 from jepa_jax.training.sharding import make_mesh
 
@@ -55,6 +54,7 @@ def features_of(
     pixels: bool,
     layers: tuple[int, ...] | None = None,
     sink: SinkOf | None = None,
+    sources: Mapping[str, Source] | None = None,
 ) -> dict[str, Representation]:
     """Average-pooled features of the training and test images, for each encoder.
 
@@ -64,6 +64,7 @@ def features_of(
         they do not fit in memory, as "colour_histograms".
       layers: blocks whose means are concatenated, counted from 0; None: the last alone.
       sink: where the encoders' features go; None: to memory.
+      sources: "train" and "test"; None: those of `data`.
 
     Raises:
       UserError: the data have no labels, or the training images only one.
@@ -71,7 +72,7 @@ def features_of(
     """
     devices = jax.device_count()
     pool = make_pool(objective, make_mesh(MeshConfig()) if devices > 1 else None, layers=layers)
-    sources = {split: labelled_source(data, split) for split in _SPLITS}
+    sources = sources or labelled_sources(data)
     control = control_for(data, list(sources.values())) if pixels else None
     found: dict[str, dict[str, LabelledFeatures]] = {}
     for split, source in sources.items():
@@ -104,6 +105,11 @@ def _represented(name: str, found: dict[str, LabelledFeatures], is_encoder: bool
     return Representation(*pair, columns)
 
 
+def labelled_sources(data: DataConfig) -> dict[str, Source]:
+    """Training and test images, with labels; see `labelled_source`."""
+    return {split: labelled_source(data, split) for split in _SPLITS}
+
+
 def labelled_source(data: DataConfig, split: Literal["train", "test"]) -> Source:
     """Images that a probe can learn from.
 
@@ -134,9 +140,15 @@ def control_for(data: DataConfig, sources: list[Source]) -> Control:
 
 
 def probe_each(
-    config: KnnConfig | LinearConfig, representations: dict[str, Representation]
+    config: KnnConfig | LinearConfig,
+    representations: Mapping[str, Representation],
+    splits: Sequence[np.ndarray] = (),
 ) -> dict[str, dict[str, Any]]:
     """What `probe` gives for each representation; says on standard error what it is at.
+
+    Args:
+      splits: of low-shot probes, numbers of the training images of each; then it is what
+        `scores.over_splits` gives, and what was chosen for each.
 
     Raises:
       UserError: as `probe`.
@@ -152,10 +164,17 @@ def probe_each(
         candidates = ", ".join(f"{value:g}" for value in config.candidates)
         say(f"{what}: {symbol} of {candidates} ...")
         start = time.monotonic()
-        results[name] = probe(config, found.train, found.test, on_slow_fit=on_slow_fit)
+        if len(splits):
+            each = [
+                probe(config, found.train.take(index), found.test, on_slow_fit=on_slow_fit)
+                for index in splits
+            ]
+            results[name] = over_splits(each, seed=config.seed)
+            results[name]["chosen"] = [one["chosen"] for one in each]
+        else:
+            results[name] = probe(config, found.train, found.test, on_slow_fit=on_slow_fit)
         seconds = time.monotonic() - start
-        measure = MEASURE[task_of(found.test.labels).kind]
-        say(f"{what}: {results[name][measure]:.3f} in {seconds:.1f} s")
+        say(f"{what}: {results[name][measured(results[name])]:.3f} in {seconds:.1f} s")
     return results
 
 

@@ -252,7 +252,6 @@ def _choose_and_test(
         **score(task, outputs, labels, seed=config.seed),
         "chosen": names_of[chosen],
         "validation": dict(zip(names_of, values, strict=True)),
-        "outputs": outputs,
         "labels": labels,
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from jepa_jax.config import KnnConfig, LinearConfig, ProbeConfig
+from jepa_jax.config import HeadsConfig, KnnConfig, LinearConfig
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation import knn, logistic
 from jepa_jax.evaluation.rows import Rows
@@ -40,6 +40,10 @@ class LabelledFeatures:
     def rows(self) -> Rows:
         return self.features if isinstance(self.features, Rows) else Rows([self.features])
 
+    def take(self, index: np.ndarray) -> "LabelledFeatures":
+        """Some of the images, by number, ascending."""
+        return LabelledFeatures(self.rows.take(index), self.labels[index], self.standardised)
+
 
 def probe(
     config: KnnConfig | LinearConfig,
@@ -57,9 +61,7 @@ def probe(
       what `scores.score` gives, the first of which is the accuracy of a classification, 0..1;
       chosen: the hyper-parameter; of equally good ones the first;
       validation: hyper-parameter -> the same measure on the held-out part of the training features;
-        empty where there is but one to choose;
-      outputs: [n, K] of the test images, float32: the probabilities of classes or labels, or
-        numbers.
+        empty where there is but one to choose.
 
     Raises:
       UserError: the training images are too few for the configured probe.
@@ -72,11 +74,7 @@ def probe(
     if len(ways) > 1:
         fit, held = split_training(config, task, train.labels)
         _check_neighbours(config, len(fit))
-        part, rest = (
-            LabelledFeatures(train.rows.take(index), train.labels[index], train.standardised)
-            for index in (fit, held)
-        )
-        of_ways = predict(config, task, part, rest, ways, on_slow_fit)
+        of_ways = predict(config, task, train.take(fit), train.take(held), ways, on_slow_fit)
         validation = {name: measure(task, of_ways[name], train.labels[held]) for name in ways}
         sign = -1 if MEASURE[task.kind] in LOWER_IS_BETTER else 1
         chosen = max(validation, key=lambda name: sign * validation[name])
@@ -86,7 +84,6 @@ def probe(
         **score(task, outputs, test.labels, seed=config.seed),
         "chosen": chosen,
         "validation": validation,
-        "outputs": outputs,
     }
 
 
@@ -100,7 +97,7 @@ def _ways(config: KnnConfig | LinearConfig) -> dict[Any, Any]:
 
 
 def split_training(
-    config: ProbeConfig, task: Task, labels: np.ndarray
+    config: KnnConfig | LinearConfig | HeadsConfig, task: Task, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the training images to fit to, and of those to choose with; ascending.
 

@@ -1,7 +1,7 @@
 """What probes found, in files: numbers as JSON, and each test image's prediction beside them.
 
-`FOLDER/<name>.json` is what the report shows; `FOLDER/<name>.npz` holds the outputs of every row
-and the labels, so that two checkpoints can be compared on the same images later.
+`FOLDER/<name>.json` is what the report shows; `FOLDER/<name>.npz` holds for each row and each test
+image whether it was told right, or its error, and the labels: so that two can be compared later.
 """
 
 import json
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from jepa_jax.errors import UserError
-from jepa_jax.evaluation.scores import paired, per_example
-from jepa_jax.evaluation.tasks import task_of
+from jepa_jax.evaluation.scores import paired
 
 
 def write_result(
@@ -22,13 +21,13 @@ def write_result(
     name: str,
     result: Mapping[str, Any],
     *,
-    outputs: Mapping[str, np.ndarray],
+    per_example: Mapping[str, np.ndarray],
     labels: np.ndarray,
 ) -> pathlib.Path:
     """Writes one probe's result, in place of an earlier one of the same name.
 
     Args:
-      outputs: row -> [n, K] of the test images; labels: theirs.
+      per_example: row -> [n] of the test images, see `scores.per_example`; labels: theirs.
 
     Returns:
       The JSON file.
@@ -41,7 +40,7 @@ def write_result(
         folder.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".npz")
         temporary = beside.with_name(f".{beside.stem}.{os.getpid()}.npz")
-        arrays = {f"outputs_{row}": array for row, array in outputs.items()}
+        arrays = {f"row_{row}": array for row, array in per_example.items()}
         np.savez_compressed(temporary, labels=labels, **arrays)  # type: ignore[arg-type]
         os.replace(temporary, beside)
         text = path.with_name(f".{path.name}.{os.getpid()}")
@@ -77,11 +76,11 @@ def compare(first: pathlib.Path, second: pathlib.Path, *, row: str = "pretrained
     Raises:
       UserError: a file can't be read, or they are of other images.
     """
-    outputs, labels = [], []
+    values, labels = [], []
     for path in (first, second):
         try:
             with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-                outputs.append(arrays[f"outputs_{row}"])
+                values.append(arrays[f"row_{row}"])
                 labels.append(arrays["labels"])
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
@@ -91,5 +90,4 @@ def compare(first: pathlib.Path, second: pathlib.Path, *, row: str = "pretrained
         raise UserError(
             f"--against {second}: is of other test images than {first}; probe both on the same data"
         )
-    task = task_of(labels[0])
-    return paired(*(per_example(task, each, labels[0]) for each in outputs))
+    return paired(*values)

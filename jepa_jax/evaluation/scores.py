@@ -1,6 +1,6 @@
 """What predictions on test images are worth, with intervals, and whether two models differ."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,15 @@ def score(task: Task, outputs: np.ndarray, labels: np.ndarray, *, seed: int = 0)
     Returns:
       accuracy (classification), mean_average_precision (multi_label) or rmse (regression); and
         interval: (low, high) of it;
+      per_example: [n], see the function of this name;
       classification: top5, where there are more than five classes; per_class: accuracy of each
         class, None of one without test images; confusion [K][K]: rows are the true classes;
       multi_label: per_class: average precision of each label, None of one that no image has;
       regression: r2, the share of the variance that is explained, averaged over the numbers.
     """
-    n = len(labels)
+    n, of_each = len(labels), per_example(task, outputs, labels)
     if task.kind == "classification":
-        right = correct(outputs, labels).astype(np.float64)
+        right = of_each.astype(np.float64)
         confusion = confusion_matrix(labels, outputs.argmax(1), labels=np.arange(task.outputs))
         found: dict[str, Any] = {
             "accuracy": float(right.mean()),
@@ -41,6 +42,7 @@ def score(task: Task, outputs: np.ndarray, labels: np.ndarray, *, seed: int = 0)
                 float(row[i] / row.sum()) if row.sum() else None for i, row in enumerate(confusion)
             ],
             "confusion": confusion.tolist(),
+            "per_example": of_each,
         }
         if task.outputs > 5:
             found["top5"] = top_k(outputs, labels, 5)
@@ -56,14 +58,16 @@ def score(task: Task, outputs: np.ndarray, labels: np.ndarray, *, seed: int = 0)
                 resamples=_SLOW_RESAMPLES,
             ),
             "per_class": [None if np.isnan(p) else float(p) for p in precision],
+            "per_example": of_each,
         }
-    squared = np.mean((outputs.astype(np.float64) - labels) ** 2, axis=1)  # [n]
+    squared = of_each  # [n]
     unexplained = np.mean((outputs.astype(np.float64) - labels) ** 2, axis=0)
     variance = np.maximum(labels.astype(np.float64).var(axis=0), 1e-12)
     return {
         "rmse": float(np.sqrt(squared.mean())),
         "interval": interval(lambda i: np.sqrt(squared[i].mean()), n, seed=seed),
         "r2": float(np.mean(1 - unexplained / variance)),
+        "per_example": of_each,
     }
 
 
@@ -168,6 +172,29 @@ def per_example(task: Task, outputs: np.ndarray, labels: np.ndarray) -> np.ndarr
     if task.kind == "classification":
         return correct(outputs, labels)
     return np.mean((outputs.astype(np.float64) - labels) ** 2, axis=1)
+
+
+def over_splits(results: Sequence[Mapping[str, Any]], *, seed: int = 0) -> dict[str, Any]:
+    """One row of several training splits, of what `score` gave for each on the same test images.
+
+    Returns:
+      the measure, averaged over the splits; std: its standard deviation (n - 1; None of one split);
+      splits: its values; interval: over the test images, of the mean; per_example: averaged; top5:
+      averaged, where there is one.
+    """
+    measure = measured(results[0])
+    values = [float(one[measure]) for one in results]
+    of_each = np.mean([one["per_example"] for one in results], axis=0)
+    found: dict[str, Any] = {measure: float(np.mean(values))}
+    if measure == "accuracy":
+        found["interval"] = interval(lambda i: of_each[i].mean(), len(of_each), seed=seed)
+    else:  # no mean over images: the mean of the splits' own bounds
+        low, high = np.mean([one["interval"] for one in results], axis=0)
+        found["interval"] = (float(low), float(high))
+    if "top5" in results[0]:
+        found["top5"] = float(np.mean([one["top5"] for one in results]))
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return found | {"std": std, "splits": values, "per_example": of_each}
 
 
 def measured(scores: Mapping[str, Any]) -> str:

@@ -8,11 +8,19 @@ from jepa_jax.data.sources.bundled import open_fashion_mnist
 from jepa_jax.data.sources.folder import open_folder
 from jepa_jax.data.sources.shards import open_shards
 from jepa_jax.data.sources.source import Source, array_source, encoded_source
-from jepa_jax.data.sources.subset import restricted, stratified, take_subset
+from jepa_jax.data.sources.subset import restricted, stratified, subset_index, take_subset
 from jepa_jax.data.sources.synthetic import open_synthetic
 from jepa_jax.data.sources.tfds import open_tfds
 
-__all__ = ["Source", "array_source", "encoded_source", "open_source", "restricted", "stratified"]
+__all__ = [
+    "Source",
+    "array_source",
+    "encoded_source",
+    "open_source",
+    "restricted",
+    "stratified",
+    "subset_index",
+]
 
 _OPEN = {
     "fashion_mnist": open_fashion_mnist,

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from jepa_jax.config import DataConfig
+from jepa_jax.config import DataConfig, SubsetConfig
 from jepa_jax.data.crops import Crop
 from jepa_jax.data.sources.source import Source, names_digest
 from jepa_jax.errors import UserError
@@ -60,23 +60,30 @@ def take_subset(data: DataConfig, source: Source) -> Source:
     """The part of the training images that `data.subset` says; all of them if it is None.
 
     Raises:
+      UserError: as `subset_index`.
+    """
+    if data.subset is None:
+        return source
+    return restricted(source, subset_index(data.subset, source))
+
+
+def subset_index(subset: SubsetConfig, source: Source) -> np.ndarray:
+    """The examples of a part, int64 [m], sorted.
+
+    Raises:
       UserError: the images lack the labels or names that are needed, a listed image is not there,
         or as `stratified`.
     """
-    subset = data.subset
-    if subset is None:
-        return source
     if subset.files is not None:
-        return restricted(source, _listed(subset.files, source))
+        return _listed(subset.files, source)
     if source.labels is None:
         raise UserError(
             f"{_FIELD}: the training images have no labels to draw from each class; list them "
             f"in {_FIELD}.files"
         )
-    index = stratified(
+    return stratified(
         source.labels, share=subset.share, per_class=subset.per_class, seed=subset.seed
     )
-    return restricted(source, index)
 
 
 def restricted(source: Source, index: np.ndarray) -> Source:
