@@ -15,6 +15,7 @@ from jepa_jax.errors import UserError
 from jepa_jax.fine_tune import fine_tune, top_k
 
 FEW = {
+    "low_shot": {"per_class": 16},
     "data": {"crop_scale": (0.5, 1.0)},
     "flip": 0.0,
     "rand_augment": None,

@@ -33,6 +33,7 @@ from jepa_jax.evaluation.heads import (
     make_predict,
     make_step,
     names,
+    reach,
 )
 from jepa_jax.evaluation.probes import split_training
 from jepa_jax.evaluation.scores import LOWER_IS_BETTER, MEASURE, measure, score
@@ -85,6 +86,12 @@ def train_heads(
         )
     shapes = backbone.shapes(data, train)
     grid = _grid(config, task, steps, shapes)
+    if config.optimizer == "lars" and reach(grid, steps * config.epochs) < 1:
+        say(
+            "warning: in so few steps LARS can't move the heads by their own length: they stay "
+            "near their random start; raise config.lr or config.epochs, lower "
+            "config.head_batch_size, or take config.optimizer = adamw"
+        )
     state, first = initial(grid, shapes, config.seed), 0
     if progress is not None:
         state, first = _load(progress, state)

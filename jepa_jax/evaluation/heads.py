@@ -158,6 +158,16 @@ def make_optimizer(grid: Grid, lr: Any, weight_decay: Any) -> optax.GradientTran
     )
 
 
+def reach(grid: Grid, steps: int) -> float:
+    """How far LARS can move a kernel in so many steps, in lengths of the kernel, at the most.
+
+    The trust ratio makes a step a fixed share of the kernel's length, however wrong it is: with few
+    steps, or rates for large batches, heads stay near where they start.
+    """
+    rates = grid.schedule(jnp.arange(steps)) * grid.lr.max()
+    return float(jnp.sum(rates)) * _TRUST / (1 - _MOMENTUM)
+
+
 def _kernels(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key not in ("bias", "scale"), params
