@@ -65,7 +65,7 @@ def probe_checkpoint(
       features: folder where features are kept, and reused; None: nowhere.
       workdir: for the runs of fine-tuning.
       results: folder for the result; None: `probes` in the workdir of a run.
-      name: of the result; None: the protocol's.
+      name: what the result's begins with; None: the protocol.
 
     Raises:
       UserError: a checkpoint can't be read, or the data don't suit the probe.
@@ -108,10 +108,23 @@ def probe_checkpoint(
     folder = results or (opened.workdir / "probes" if opened.workdir else None)
     if folder is not None:
         table = _table(config, opened, data, rows, measure, num_test=len(labels))
-        name = name or f"{config.protocol}-{opened.step or opened.folder.name}"
+        name = _name(name or config.protocol, config, opened, data)
         written = write_result(folder, name, result | table, per_example=of_each, labels=labels)
         result["result"] = str(written)
     return result
+
+
+def _name(first: str, config: ProbeConfig, opened: Opened, data: DataConfig) -> str:
+    """Of a result, so that another probe, other labels or other images don't replace it."""
+    low_shot = getattr(config, "low_shot", None)
+    parts = [first]
+    if low_shot is not None:
+        share = "" if low_shot.share is None else f"{100 * low_shot.share:g}pct"
+        parts.append(share or (f"{low_shot.per_class}each" if low_shot.per_class else "listed"))
+    trained = opened.config.data
+    if (data.source, data.path) != (trained.source, trained.path):
+        parts.append(pathlib.PurePath(data.path).name if data.path else data.source)
+    return "-".join([*parts, str(opened.step or opened.folder.name)])
 
 
 def _check_same_size(supervised: Opened, opened: Opened) -> None:
@@ -194,6 +207,7 @@ def main() -> None:
             features=arguments.features,
             workdir=arguments.workdir,
             results=arguments.results,
+            name=pathlib.Path(arguments.config).stem,
         )
 
     run_command(command, parser)

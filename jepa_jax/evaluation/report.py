@@ -39,6 +39,11 @@ def print_table(
             low, high = of_protocol[name]["interval"]
             row += f"{of_protocol[name][measure]:>10.3f}{f'{low:.3f}-{high:.3f}':>12}"
         lines.append(f"{name.replace('_', ' '):<{width}}{row}")
+    for protocol, rows in results.items():
+        if any(row.get("std") is not None for row in rows.values()):
+            stds = ", ".join(f"{name.replace('_', ' ')} {rows[name]['std']:.3f}" for name in names)
+            number = len(rows[names[0]]["splits"])
+            lines.append(f"{protocol}: means of {number} splits, whose standard deviations are {stds}")
     for name, columns in (reduced or {}).items():
         lines.append(
             f"{name.replace('_', ' ')}: {columns['columns']:,} columns, reduced to "
