@@ -92,7 +92,7 @@ def write_report(workdirs: list[pathlib.Path], out: pathlib.Path) -> dict[str, A
                 command=f"{_PROBE} --checkpoint {workdir}",
                 facts=run_facts(read_config(run.folder), workdir, metrics, run.step or 0),
                 diagnostics=diagnostics_table(diagnosed[-1]) if diagnosed else {},
-                probes=read_probes(workdir),
+                probes=read_probes(workdir, workdirs[0] if number else None),
                 groups=tuple(groups),
                 problem=problem,
             )

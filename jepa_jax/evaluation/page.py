@@ -66,6 +66,7 @@ class Probe:
     Attributes:
       title, facts: what was measured, in a line each.
       rows: name, value, interval, top5 as text, "" where there is none; share of the bar in %.
+      comparison: with another run, "" if there is none.
       classes, confusion: of the pretrained encoder; none where there are too many to show.
       confused: pairs of classes that are taken for each other most often.
     """
@@ -74,6 +75,7 @@ class Probe:
     facts: str
     metric: str
     rows: tuple[dict[str, str], ...]
+    comparison: str = ""
     classes: tuple[str, ...] = ()
     confusion: tuple[tuple[Cell, ...], ...] = ()
     confused: tuple[str, ...] = ()

@@ -43,7 +43,9 @@ def print_table(
         if any(row.get("std") is not None for row in rows.values()):
             stds = ", ".join(f"{name.replace('_', ' ')} {rows[name]['std']:.3f}" for name in names)
             number = len(rows[names[0]]["splits"])
-            lines.append(f"{protocol}: means of {number} splits, whose standard deviations are {stds}")
+            lines.append(
+                f"{protocol}: means of {number} splits, whose standard deviations are {stds}"
+            )
     for name, columns in (reduced or {}).items():
         lines.append(
             f"{name.replace('_', ' ')}: {columns['columns']:,} columns, reduced to "

@@ -6,7 +6,9 @@ import pathlib
 from typing import Any
 
 from jepa_jax.config import Config
+from jepa_jax.errors import UserError
 from jepa_jax.evaluation.page import MEANINGS, Cell, Probe, shown
+from jepa_jax.evaluation.results import compare
 from jepa_jax.training.run_record import read_run_record
 
 log = logging.getLogger(__name__)
@@ -67,19 +69,50 @@ def diagnostics_table(row: dict[str, Any]) -> dict[str, str]:
     return table
 
 
-def read_probes(workdir: pathlib.Path) -> tuple[Probe, ...]:
-    """The probes that were written to `workdir/probes/*.json`; what is none is left out."""
+def read_probes(workdir: pathlib.Path, first: pathlib.Path | None = None) -> tuple[Probe, ...]:
+    """The probes that were written to `workdir/probes/*.json`; what is none is left out.
+
+    Args:
+      first: of another run, with whose results of the same kind they are compared.
+    """
     found = []
     for path in sorted(workdir.glob("probes/*.json")):
         try:
             result = json.loads(path.read_text())
-            found.append((result["protocol"], int(result["step"] or 0), _probe(result)))
+            probe = _probe(_kind(path), result, _comparison(path, first))
+            found.append((_kind(path), int(result["step"] or 0), probe))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             log.warning("%s: left out: it is no result of a probe: %r", path, error)
     return tuple(probe for _, _, probe in sorted(found, key=lambda each: each[:2]))
 
 
-def _probe(result: dict[str, Any]) -> Probe:
+def _kind(path: pathlib.Path) -> str:
+    """A result's name without the step."""
+    return path.stem.rpartition("-")[0] or path.stem
+
+
+def _comparison(path: pathlib.Path, first: pathlib.Path | None) -> str:
+    """How the pretrained encoder differs from that of another run on the same test images."""
+    theirs = (
+        []
+        if first is None
+        else [other for other in first.glob("probes/*.json") if _kind(other) == _kind(path)]
+    )
+    if not theirs:
+        return ""
+    newest = max(theirs, key=lambda other: int(json.loads(other.read_text())["step"] or 0))
+    try:
+        found = compare(path, newest)
+    except UserError:  # of other images
+        return ""
+    low, high = found["interval"]
+    return (
+        f"{found['difference']:+.3f} beside {first.name if first else ''}, on the same images: "
+        f"95 % {low:+.3f} to {high:+.3f}, p = {found['p_value']:.2g} ({found['test']})"
+    )
+
+
+def _probe(kind: str, result: dict[str, Any], comparison: str) -> Probe:
     metric = result.get("metric", "accuracy")
     measured = {name: row for name, row in result["rows"].items() if metric in row}
     rows = []
@@ -100,9 +133,15 @@ def _probe(result: dict[str, Any]) -> Probe:
         f"{result.get('network', 'encoder').replace('_', ' ')} at step {shown(result['step'])}; "
         f"{shown(result.get('num_train'))} training and {shown(result.get('num_test'))} test images"
     )
+    own = result["rows"].get("pretrained", {})
+    if own.get("std") is not None:
+        facts += f"; mean of {len(own['splits'])} splits, standard deviation {own['std']:.3f}"
+    if own.get("chosen") is not None:
+        facts += f"; chosen: {shown(own['chosen'])}"
     return Probe(
-        title=f"{result['protocol']} probe",
+        title=f"{kind.replace('_', ' ')} probe",
         facts=facts,
+        comparison=comparison,
         metric=metric,
         rows=tuple(rows),
         classes=names if len(names) <= _MOST_CLASSES else (),
