@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny configuration, and eight virtual devices."""
 
 import os
+import tempfile
 
 # Before JAX starts. Multi-device tests use all eight; the others only the first.
 os.environ["XLA_FLAGS"] = (
@@ -9,15 +10,20 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the suite's time is compilation of steps that run only a few times.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# What one test compiled, the others read, in all of the suite's processes and their commands.
+if "PYTEST_XDIST_WORKER" not in os.environ:  # those inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jepa_jax_tests_")  # 0700
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # importing Keras takes seconds, and nothing here uses it
 
 import functools
 import json
 import logging
 import pathlib
+import shutil
 import subprocess
 import sys
-import tempfile
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +31,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import AxisType
 from jaxlib.version import __version__ as jaxlib_version
 from jaxtyping import install_import_hook
@@ -56,6 +61,11 @@ LONGEST = ("loop", "objectives", "processes", "kills", "alarms", "resume", "comm
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(item.path.name, len(first)))  # stable
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # the last one to end
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def load_config_file(name: str) -> ml_collections.ConfigDict:
@@ -154,24 +164,6 @@ def log_as_it_was():
 @pytest.fixture
 def tiny() -> ml_collections.ConfigDict:
     return tiny_config()
-
-
-@pytest.fixture(scope="module")
-def compilation_cache(tmp_path_factory):
-    """For files whose tests put the same run together again and again: each step compiles once."""
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0.0, -1), strict=True):
-        jax.config.update(name, value)
-    reset_cache()  # JAX keeps to the folder that it used first
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
-    reset_cache()
 
 
 class SmallCheckpoint(NamedTuple):

@@ -16,8 +16,6 @@ from jepa_jax.training import checkpoint
 from jepa_jax.training.alarms import LossWatch, before_spikes, end_of
 from jepa_jax.training.loop import train
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 
 def spikes(losses):
     """(number of the loss, ratio) of each spike."""

@@ -22,8 +22,6 @@ from jepa_jax.training import checkpoint
 from jepa_jax.training.loop import train
 from jepa_jax.training.preemption import notice_signals
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 
 def run(tiny, workdir):
     """Twelve steps with a checkpoint after every second one."""

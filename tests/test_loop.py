@@ -22,7 +22,6 @@ from jepa_jax.training.setup import set_up
 from jepa_jax.training.stalls import threads_at_work
 
 STEPS_PER_EPOCH, LAST_STEP = 10, 20
-pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 @pytest.fixture(scope="module")

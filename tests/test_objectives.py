@@ -19,7 +19,6 @@ from jepa_jax.training.setup import set_up
 from jepa_jax.training.sharding import batch_sharding, make_mesh
 
 STEPS_PER_EPOCH, EPOCHS = 2, 2
-pytestmark = pytest.mark.usefixtures("compilation_cache")
 SMALL = {
     "ijepa": {
         "masks": {"context_tokens": 4, "num_targets": 2, "target_scale": (0.25, 0.25)},
