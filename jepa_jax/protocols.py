@@ -97,7 +97,12 @@ def head_rows(
         progress = None
         if features is not None:
             identity = identity_of(
-                one.config, weights, data, sources["train"], split="train", features=to_dict(config)
+                one.config,
+                weights,
+                data,
+                sources["train"],
+                split="train",
+                features=to_dict(config) | ({"label": data.label} if data.label else {}),
             )
             digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
             progress = features / f"heads-{digest[:16]}.npz"

@@ -68,13 +68,13 @@ def take_subset(data: DataConfig, source: Source) -> Source:
         return source
     if subset.files is not None:
         return restricted(source, _listed(subset.files, source))
-    if source.labels is None:
+    if source.classes is None:
         raise UserError(
-            f"{_FIELD}: the training images have no labels to draw from each class; list them "
+            f"{_FIELD}: the training images have no classes to draw from each class; list them "
             f"in {_FIELD}.files"
         )
     index = stratified(
-        source.labels, share=subset.share, per_class=subset.per_class, seed=subset.seed
+        source.classes, share=subset.share, per_class=subset.per_class, seed=subset.seed
     )
     return restricted(source, index)
 
