@@ -24,16 +24,23 @@ from jepa_jax.command_line import (
     make_parser,
     run_command,
 )
-from jepa_jax.config import DataConfig, HeadsConfig, ProbeConfig, probe_data, resolve_probe
+from jepa_jax.config import (
+    DataConfig,
+    DenseConfig,
+    HeadsConfig,
+    ProbeConfig,
+    probe_data,
+    resolve_probe,
+)
 from jepa_jax.config.files import load_config
+from jepa_jax.data.sources import open_source
 from jepa_jax.errors import UserError
-from jepa_jax.evaluation.comparison import labelled_source
 from jepa_jax.evaluation.report import print_table
 from jepa_jax.evaluation.results import write_result
 from jepa_jax.evaluation.scores import measured, paired, per_example
 from jepa_jax.evaluation.tasks import task_of
 from jepa_jax.opened import Opened, open_checkpoint
-from jepa_jax.protocols import head_rows, probe_rows
+from jepa_jax.protocols import dense_rows, head_rows, probe_rows
 from jepa_jax.training.compilation import use_compilation_cache
 
 _MOST_CLASSES = 200  # of a confusion matrix that is written
@@ -72,7 +79,11 @@ def probe_checkpoint(
         others["against"] = open_checkpoint(against, verify=verify)
     data = probe_data(config, opened.config)
     reduced: dict[str, dict[str, int]] = {}
-    if isinstance(config, HeadsConfig):
+    if isinstance(config, DenseConfig):
+        if features is not None:
+            raise UserError(f"--features {features}: a dense probe keeps none; leave it out")
+        rows = dense_rows(config, opened, others, data)
+    elif isinstance(config, HeadsConfig):
         rows = head_rows(config, opened, others, data, features=features)
     else:
         rows, reduced = probe_rows(config, opened, others, data, features=features)
@@ -125,7 +136,7 @@ def _table(
     num_test: int,
 ) -> dict[str, Any]:
     """What the report shows of a result, besides what the command prints."""
-    source = labelled_source(data, "test")
+    source = open_source(data, "test")
     confusion = rows["pretrained"].get("confusion", [])
     return {
         "metric": measure,
@@ -134,8 +145,8 @@ def _table(
             for row, scores in rows.items()
         },
         "confusion": confusion if len(confusion) <= _MOST_CLASSES else [],
-        "class_names": list(source.class_names),
-        "num_train": labelled_source(data, "train").num_examples,
+        "class_names": [] if isinstance(config, DenseConfig) else list(source.class_names),
+        "num_train": open_source(data, "train").num_examples,
         "num_test": num_test,
         "step": opened.step,
         "data": dataclasses.asdict(data),

@@ -111,8 +111,9 @@ def split_training(
     rarest = int(np.unique(labels, return_counts=True)[1].min()) if classes else len(labels)
     if rarest * min(config.validation_fraction, 1 - config.validation_fraction) < 1:
         raise UserError(
-            f"config.validation_fraction = {config.validation_fraction}: a class has only {rarest} "
-            "training images, and needs at least one on either side"
+            f"config.validation_fraction = {config.validation_fraction}: "
+            f"{'a class has' if classes else 'there are'} only {rarest} training images, and it "
+            "needs at least one on either side"
         )
     fit, held = train_test_split(
         np.arange(len(labels)),

@@ -70,7 +70,7 @@ def open_numpy(data: DataConfig, split: Literal["train", "test"]) -> Source:
 
 def _images(path: pathlib.Path, name: str) -> tuple[np.ndarray, str]:
     """The images of a split, not yet read if they lie in a file of their own; what they are."""
-    images = _load(path, name, "images")
+    images = load_array(path, name, "images")
     if images is None:
         where = path / f"{name}.npy" if path.suffix != ".npz" else f"{name}_images in {path}"
         raise UserError(f"config.data.path = '{path}': there is no {where}")
@@ -84,7 +84,7 @@ def _images(path: pathlib.Path, name: str) -> tuple[np.ndarray, str]:
 
 def _labels(path: pathlib.Path, name: str, count: int | None) -> np.ndarray | None:
     """int64 [count], bool [count, K] or float32 [count, K], if there are any."""
-    labels = _load(path, name, "labels")
+    labels = load_array(path, name, "labels")
     if labels is None:
         return None
     kind = f"config.data.path = '{path}': {name}_labels holds {labels.dtype} {list(labels.shape)}"
@@ -112,8 +112,11 @@ def _names(labels: np.ndarray | None) -> tuple[str, ...]:
     return tuple(str(label) for label in range(count))
 
 
-def _load(path: pathlib.Path, name: str, what: Literal["images", "labels"]) -> np.ndarray | None:
+def load_array(path: pathlib.Path, name: str, what: str) -> np.ndarray | None:
     """An array, memory-mapped if it is a file of its own; None if it does not exist.
+
+    Args:
+      what: "images", "labels", or what else there is of each image.
 
     Raises:
       UserError: it can't be read.
@@ -131,7 +134,7 @@ def _load(path: pathlib.Path, name: str, what: Literal["images", "labels"]) -> n
                     )
                 with archive.open(member) as stream:
                     return np.lib.format.read_array(stream, allow_pickle=False)
-        file = path / (f"{name}.npy" if what == "images" else f"{name}_labels.npy")
+        file = path / (f"{name}.npy" if what == "images" else f"{name}_{what}.npy")
         if path.is_dir() and not file.is_file():
             return None
         array = np.load(file, mmap_mode="r", allow_pickle=False)

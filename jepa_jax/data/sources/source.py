@@ -67,7 +67,7 @@ class Source:
 
     @property
     def classes(self) -> np.ndarray | None:
-        """The class of each example, int64 [num_examples]; None where labels are none, or others."""
+        """The class of each example, int64 [num_examples]; None without labels, or of others."""
         return self.labels if self.labels is not None and self.labels.ndim == 1 else None
 
 

@@ -1,6 +1,7 @@
 """Data sets of TensorFlow Datasets: small ones in memory, all others record by record."""
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -30,13 +31,7 @@ def open_tfds(data: DataConfig, split: Literal["train", "test"]) -> Source:
 
     name = data.train_split if split == "train" else data.test_split
     field = f"config.data.path = {data.path!r}"
-    try:
-        builder = tfds.builder(data.path, **({"data_dir": data.tfds_dir} if data.tfds_dir else {}))
-        builder.download_and_prepare()
-    except tfds.core.DatasetNotFoundError as error:
-        raise UserError(f"{field}: TFDS knows no such data set") from error
-    except Exception as error:  # downloads fail in as many ways as there are hosts
-        raise UserError(f"{field}: TFDS can't prepare it: {error}") from error
+    builder = _prepared(tfds, data, field)
     try:
         info = builder.info.splits[name]
         parts = [
@@ -53,9 +48,7 @@ def open_tfds(data: DataConfig, split: Literal["train", "test"]) -> Source:
     image, label = features[image_name], label_reader(tfds, features, data.label, field)
     encoded = isinstance(image, tfds.features.Image)
     kind = f"{field}: its images are {np.dtype(image.np_dtype).name} {list(image.shape)}"
-    size = math.inf if None in image.shape else math.prod(image.shape) * info.num_examples
-    in_order = "array_record" not in parts[0].filename  # which TFDS does not read as a whole
-    if in_order and size * np.dtype(image.np_dtype).itemsize <= _IN_MEMORY_BYTES:
+    if _is_held(image, info.num_examples, parts[0].filename):
 
         def decoded(wanted: dict[str, Any], **options: Any) -> Any:
             decoders = tfds.decode.PartialDecoding(wanted)
@@ -90,6 +83,54 @@ def open_tfds(data: DataConfig, split: Literal["train", "test"]) -> Source:
         describe=lambda i: f"example {i} of {data.path}, {name}",
         digest=names_digest([f"{builder.info.full_name} {name} {info.num_examples}".encode()]),
     )
+
+
+def tfds_maps(data: DataConfig, split: Literal["train", "test"], name: str) -> Iterator[np.ndarray]:
+    """A feature of each example that is a map [H, W] or [H, W, 1], in the order of `open_tfds`.
+
+    Raises:
+      UserError: there is no such feature; or as `open_tfds`.
+    """
+    import tensorflow_datasets as tfds
+
+    field = f"config.data.path = {data.path!r}"
+    builder = _prepared(tfds, data, field)
+    features = builder.info.features
+    if name not in features:
+        raise UserError(f"config.target = {name!r}: must be one of {', '.join(features)}")
+    of_split = data.train_split if split == "train" else data.test_split
+    info = builder.info.splits[of_split]
+    filename = str(info.file_instructions[0].filename)
+    decoders = tfds.decode.PartialDecoding({name: True})
+    if "array_record" in filename:
+        examples = builder.as_data_source(split=of_split, decoders=decoders)
+        yield from (examples[i][name] for i in range(len(examples)))
+        return
+    held = _is_held(features[_image_feature(tfds, features, field)], info.num_examples, filename)
+    # The images of a large split are read file by file; of a small one, as TFDS does.
+    order = tfds.ReadConfig() if held else tfds.ReadConfig(interleave_cycle_length=1)
+    dataset = builder.as_dataset(
+        split=of_split, decoders=decoders, shuffle_files=False, read_config=order
+    )
+    yield from (example[name] for example in tfds.as_numpy(dataset))
+
+
+def _prepared(tfds: Any, data: DataConfig, field: str) -> Any:
+    try:
+        builder = tfds.builder(data.path, **({"data_dir": data.tfds_dir} if data.tfds_dir else {}))
+        builder.download_and_prepare()
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(f"{field}: TFDS knows no such data set") from error
+    except Exception as error:  # downloads fail in as many ways as there are hosts
+        raise UserError(f"{field}: TFDS can't prepare it: {error}") from error
+    return builder
+
+
+def _is_held(image: Any, num_examples: int, filename: str) -> bool:
+    """Whether a split is small enough to be read as a whole, which TFDS can't of ArrayRecord."""
+    size = math.inf if None in image.shape else math.prod(image.shape) * num_examples
+    in_order = "array_record" not in filename
+    return in_order and size * np.dtype(image.np_dtype).itemsize <= _IN_MEMORY_BYTES
 
 
 def _image_feature(tfds: Any, features: Any, field: str) -> str:

@@ -1,4 +1,4 @@
-"""Which feature of a TFDS data set is the label, and what it tells: a class, several, or numbers."""
+"""Which feature of a TFDS data set is the label: a class, several labels, or numbers."""
 
 import itertools
 from collections.abc import Callable, Iterable
