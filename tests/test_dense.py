@@ -10,14 +10,18 @@ from scenes import make_scenes
 from sklearn.metrics import jaccard_score
 from test_sources import data_config
 
-from jepa_jax.config import resolve_probe
+from jepa_jax.config import DenseConfig, MeshConfig, resolve_probe
 from jepa_jax.config.files import load_config
 from jepa_jax.data.sources import open_source
 from jepa_jax.data.sources import tfds as module
 from jepa_jax.data.targets import read_targets
 from jepa_jax.errors import UserError
+from jepa_jax.evaluation import dense
+from jepa_jax.evaluation.backbones import of_pixels
+from jepa_jax.evaluation.dense import Scene, train_dense
 from jepa_jax.evaluation.dense_scores import dense_score, of_each_image
 from jepa_jax.probe import probe_checkpoint
+from jepa_jax.training.sharding import make_mesh
 
 RNG = np.random.default_rng(0)
 FEW = make_scenes(6, seed=3)
@@ -218,3 +222,25 @@ def test_heads_on_tokens_tell_more_than_the_commonest_answer(
         assert written["metric"] == "rmse"
         for row in written["rows"].values():
             assert row["interval"][1] < baseline
+
+
+def test_devices_and_the_memory_for_tokens_change_nothing(scenes, small, one_device, monkeypatch):
+    folder, _ = scenes
+    data = data_config(source="numpy", path=str(folder))
+    config = DenseConfig(protocol="depth", target="depth", epochs=2, lr=(0.01, 0.001))
+    parts = {}
+    for split in ("train", "test"):
+        source = open_source(data, split)
+        parts[split] = Scene(source, read_targets(data, split, source, "depth", "depth"))
+
+    def found(mesh):
+        backbone = of_pixels(small.config, data, mesh, features=("tokens",))
+        return train_dense(config, data, parts, backbone, grid=(4, 4))
+
+    eight = found(make_mesh(MeshConfig()))
+    ways = [found(one_device)]
+    monkeypatch.setattr(dense, "_HELD_BYTES", 0)
+    ways.append(found(make_mesh(MeshConfig())))
+    for other in ways:
+        assert other["chosen"] == eight["chosen"]
+        np.testing.assert_allclose(other["outputs"], eight["outputs"], rtol=1e-4)

@@ -7,14 +7,16 @@ from scenes import make_scenes
 from test_sources import data_config
 
 from jepa_jax.batch.spec import BatchSpec
-from jepa_jax.config import LinearConfig, resolve
+from jepa_jax.config import HeadsConfig, LinearConfig, resolve
 from jepa_jax.data.sources import open_source
 from jepa_jax.data.sources import tfds as module
+from jepa_jax.data.sources.tfds_labels import label_reader
 from jepa_jax.data.stream import make_stream
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation.gallery import shown_examples
 from jepa_jax.evaluation.online import online_knn
-from jepa_jax.evaluation.probes import LabelledFeatures, probe
+from jepa_jax.evaluation.probes import LabelledFeatures, probe, split_training
+from jepa_jax.evaluation.tasks import task_of
 from jepa_jax.objectives.registry import make_objective
 
 F = tfds.features
@@ -201,3 +203,26 @@ def test_counts_and_distances_are_told_better_than_by_chance(what, numbers):
         )
     else:
         assert found["interval"][0] > np.bincount(told).max() / len(told)
+
+
+def test_a_scene_without_objects_has_no_count_and_no_distance():
+    """As those of clevr's test split are written."""
+    features = F.FeaturesDict(
+        {"objects": F.Sequence({"pixel_coords": F.Tensor(shape=(3,), dtype=np.float32)})}
+    )
+    for name in ("clevr_count", "clevr_distance"):
+        reader = label_reader(tfds, features, name, "clevr")
+        with pytest.raises(UserError, match=r"of clevr's split test they are not published"):
+            reader.label_of(np.zeros(0, np.float32))
+    with pytest.raises(UserError, match=r"needs the feature objects/pixel_coords"):
+        label_reader(tfds, F.FeaturesDict({}), "clevr_count", "mnist")
+
+
+def test_heads_are_chosen_without_the_rarest_classes_where_these_are_too_rare():
+    labels = np.array([*np.repeat([0, 1], 60), 2, 2])
+    config = HeadsConfig(protocol="linear_lars", lr=(1.0,), weight_decay=(0.0,))
+    fit, held = split_training(config, task_of(labels), labels)
+    assert sorted([*fit, *held]) == list(range(122))
+    assert len(held) == 25
+    with pytest.raises(UserError, match="a class has only 2 training images"):
+        split_training(LinearConfig(candidates=(1.0,)), task_of(labels), labels)

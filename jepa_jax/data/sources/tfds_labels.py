@@ -106,7 +106,17 @@ def _several(x: np.ndarray, classes: int) -> np.ndarray:
 
 def _clevr_count() -> LabelReader:
     names = tuple(str(count) for count in range(_FEWEST, _MOST + 1))
-    return LabelReader(_OBJECTS, lambda x: np.int64(len(x) // 3 - _FEWEST), names)
+
+    def label_of(x: np.ndarray) -> np.int64:
+        count = len(x) // 3
+        if not _FEWEST <= count <= _MOST:
+            raise UserError(
+                f"config.data.label = 'clevr_count': a scene has {count} objects, not {_FEWEST} to "
+                f"{_MOST}; of clevr's split test they are not published"
+            )
+        return np.int64(count - _FEWEST)
+
+    return LabelReader(_OBJECTS, label_of, names)
 
 
 def _clevr_distance() -> LabelReader:
@@ -117,6 +127,11 @@ def _clevr_distance() -> LabelReader:
     )
 
     def label_of(x: np.ndarray) -> np.int64:
+        if not len(x):
+            raise UserError(
+                "config.data.label = 'clevr_distance': a scene has no objects; of clevr's split "
+                "test they are not published"
+            )
         return np.int64(np.searchsorted(np.array(_EDGES, np.float32), x.reshape(-1, 3)[:, 2].min()))
 
     return LabelReader(_OBJECTS, label_of, names)
