@@ -2,13 +2,15 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import tensorflow_datasets as tfds
 from PIL import Image
 from scenes import make_scenes
 from sklearn.metrics import jaccard_score
-from test_sources import data_config
+from test_sources import data_config, load
 
 from jepa_jax.config import DenseConfig, MeshConfig, resolve_probe
 from jepa_jax.config.files import load_config
@@ -104,17 +106,28 @@ class Mapped(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": FEW.images[i], "classes": classes, "depth": FEW.depth[i]}
 
 
-@pytest.mark.parametrize("held", [True, False], ids=["in memory", "by record"])
-def test_maps_of_tfds_have_the_order_of_its_images(tmp_path, monkeypatch, held):
+@pytest.mark.parametrize("way", ["held", "tfrecord", "array_record"])
+def test_maps_of_tfds_have_the_order_of_its_images(tmp_path, monkeypatch, way):
+    """Of several files, which TFDS reads in turns where it reads a set as a whole."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    if not held:
+    file_format = "array_record" if way == "array_record" else "tfrecord"
+    builder = tfds.builder("mapped", data_dir=str(tmp_path), file_format=file_format)
+    three = tfds.download.DownloadConfig(num_shards=3)
+    builder.download_and_prepare(download_config=three, file_format=file_format)
+    assert len(builder.info.splits["train"].filenames) == 3
+    if way != "held":
         monkeypatch.setattr(module, "_IN_MEMORY_BYTES", 0)
     data = data_config(source="tfds", path="mapped", tfds_dir=str(tmp_path))
     source = open_source(data, "train")
+    order = [
+        int(np.flatnonzero((image == FEW.images).all(axis=(1, 2, 3)))[0])
+        for image in load(source, range(6))
+    ]
+    assert sorted(order) == list(range(6))
     found = read_targets(data, "train", source, "classes", "segmentation")
-    np.testing.assert_array_equal(found, FEW.classes)
+    np.testing.assert_array_equal(found, FEW.classes[order])
     found = read_targets(data, "train", source, "depth", "depth")
-    np.testing.assert_array_equal(found, FEW.depth)
+    np.testing.assert_array_equal(found, FEW.depth[order])
 
 
 @pytest.mark.parametrize(
@@ -244,3 +257,49 @@ def test_devices_and_the_memory_for_tokens_change_nothing(scenes, small, one_dev
     for other in ways:
         assert other["chosen"] == eight["chosen"]
         np.testing.assert_allclose(other["outputs"], eight["outputs"], rtol=1e-4)
+
+
+def bilinear(coarse, size):
+    """[h, w, K] -> [size, size, K] by its definition: pixel centres, edges held."""
+    h, w = coarse.shape[:2]
+    found = np.zeros((size, size, coarse.shape[2]))
+    for y in range(size):
+        for x in range(size):
+            v = np.clip((y + 0.5) * h / size - 0.5, 0, h - 1)
+            u = np.clip((x + 0.5) * w / size - 0.5, 0, w - 1)
+            i, j = min(int(v), h - 2), min(int(u), w - 2)
+            for p, q, share in (
+                (i, j, (1 - v + i) * (1 - u + j)),
+                (i + 1, j, (v - i) * (1 - u + j)),
+                (i, j + 1, (1 - v + i) * (u - j)),
+                (i + 1, j + 1, (v - i) * (u - j)),
+            ):
+                found[y, x] += share * coarse[p, q]
+    return found
+
+
+def test_losses_and_sums_are_over_the_pixels_that_count():
+    """Against float64 NumPy; of two heads, at once, the second image not being real."""
+    mean, std = RNG.normal(size=5), RNG.uniform(0.5, 2, 5)
+    tokens = RNG.normal(size=(2, 12, 5))
+    kernel, bias = RNG.normal(size=(2, 5, 3)), RNG.normal(size=(2, 3))
+    classes = RNG.integers(0, 4, (2, 8, 8)).astype(np.uint8)
+    classes[classes == 3] = 255
+    head = dense._Head(True, (3, 4), (8, 8), 3, np.float32(mean), np.float32(std))
+    params = {"kernel": jnp.float32(kernel), "bias": jnp.float32(bias)}
+    sums = dense._make_sums(head)(params, np.float32(tokens), classes)
+    initialize, step = dense._make_step(head, np.float32([0.0, 0.0]), 0.0, 1)
+    state = initialize(params)
+    real = np.array([True, False])
+    losses = np.asarray(step(params, state, np.float32(tokens), classes, real)[2])
+    for h in range(2):
+        coarse = ((tokens - mean) / std @ kernel[h] + bias[h]).reshape(2, 3, 4, 3)
+        logits = np.stack([bilinear(x, 8) for x in coarse])
+        counts, told = classes != 255, logits.argmax(-1)
+        for k in range(3):
+            right = (told == k) & (classes == k)
+            for which, at in enumerate((right, (told == k) & counts, classes == k)):
+                np.testing.assert_array_equal(sums[h, :, which, k], at.sum((1, 2)))
+        log_p = logits - scipy.special.logsumexp(logits, axis=-1, keepdims=True)
+        of_own = np.take_along_axis(log_p[0], np.where(counts, classes, 0)[0][..., None], -1)
+        assert losses[h] == pytest.approx(-of_own[counts[0]].mean(), rel=1e-5)

@@ -101,12 +101,14 @@ def tfds_maps(data: DataConfig, split: Literal["train", "test"], name: str) -> I
     of_split = data.train_split if split == "train" else data.test_split
     info = builder.info.splits[of_split]
     filename = str(info.file_instructions[0].filename)
-    decoders = tfds.decode.PartialDecoding({name: True})
+    image_name = _image_feature(tfds, features, field)
     if "array_record" in filename:
-        examples = builder.as_data_source(split=of_split, decoders=decoders)
+        bytes_of_images = {image_name: tfds.decode.SkipDecoding()}
+        examples = builder.as_data_source(split=of_split, decoders=bytes_of_images)
         yield from (examples[i][name] for i in range(len(examples)))
         return
-    held = _is_held(features[_image_feature(tfds, features, field)], info.num_examples, filename)
+    held = _is_held(features[image_name], info.num_examples, filename)
+    decoders = tfds.decode.PartialDecoding({name: True})
     # The images of a large split are read file by file; of a small one, as TFDS does.
     order = tfds.ReadConfig() if held else tfds.ReadConfig(interleave_cycle_length=1)
     dataset = builder.as_dataset(
