@@ -136,7 +136,12 @@ def _labels(data: DataConfig, source: Source, split: str) -> np.ndarray:
             f"config.data.path = {data.path!r}: the {split} images have no labels, which "
             "fine-tuning needs; sort them into one folder per class"
         )
-    return source.labels
+    if source.classes is None:
+        raise UserError(
+            f"config.data.path = {data.path!r}: the {split} labels are {source.labels.dtype} "
+            f"{list(source.labels.shape)}; fine-tuning needs one class of each image"
+        )
+    return source.classes
 
 
 def _count_classes(data: DataConfig) -> int:

@@ -26,6 +26,7 @@ from jepa_jax.command_line import (
 )
 from jepa_jax.config import (
     DataConfig,
+    DenseConfig,
     FineTuneConfig,
     HeadsConfig,
     ProbeConfig,
@@ -33,13 +34,13 @@ from jepa_jax.config import (
     resolve_probe,
 )
 from jepa_jax.config.files import load_config
+from jepa_jax.data.sources import open_source
 from jepa_jax.errors import UserError
-from jepa_jax.evaluation.comparison import labelled_source
 from jepa_jax.evaluation.report import print_table
 from jepa_jax.evaluation.results import write_result
 from jepa_jax.evaluation.scores import measured, paired
 from jepa_jax.opened import Opened, open_checkpoint
-from jepa_jax.protocols import fine_tuning_rows, head_rows, probe_rows
+from jepa_jax.protocols import dense_rows, fine_tuning_rows, head_rows, probe_rows
 from jepa_jax.training.compilation import use_compilation_cache
 
 _MOST_CLASSES = 200  # of a confusion matrix that is written
@@ -84,6 +85,10 @@ def probe_checkpoint(
         if workdir is None:
             raise UserError("--workdir DIR: is needed by the protocol fine_tune, for its runs")
         rows = fine_tuning_rows(config, opened, others, data, workdir)
+    elif isinstance(config, DenseConfig):
+        if features is not None:
+            raise UserError(f"--features {features}: a dense probe keeps none; leave it out")
+        rows = dense_rows(config, opened, others, data)
     elif isinstance(config, HeadsConfig):
         rows = head_rows(config, opened, others, data, features=features)
     else:
@@ -147,7 +152,7 @@ def _table(
     num_test: int,
 ) -> dict[str, Any]:
     """What the report shows of a result, besides what the command prints."""
-    source = labelled_source(data, "test")
+    source = open_source(data, "test")
     confusion = rows["pretrained"].get("confusion", [])
     return {
         "metric": measure,
@@ -156,8 +161,8 @@ def _table(
             for row, scores in rows.items()
         },
         "confusion": confusion if len(confusion) <= _MOST_CLASSES else [],
-        "class_names": list(source.class_names),
-        "num_train": labelled_source(data, "train").num_examples,
+        "class_names": [] if isinstance(config, DenseConfig) else list(source.class_names),
+        "num_train": open_source(data, "train").num_examples,
         "num_test": num_test,
         "step": opened.step,
         "data": dataclasses.asdict(data),

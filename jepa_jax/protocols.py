@@ -5,13 +5,14 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from jepa_jax.config import (
     Config,
     DataConfig,
+    DenseConfig,
     FineTuneConfig,
     HeadsConfig,
     KnnConfig,
@@ -20,10 +21,12 @@ from jepa_jax.config import (
     MeshConfig,
     to_dict,
 )
-from jepa_jax.data.sources import Source, restricted, subset_index
+from jepa_jax.data.sources import Source, open_source, restricted, subset_index
+from jepa_jax.data.targets import read_targets
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation.backbones import of_encoder, of_pixels
 from jepa_jax.evaluation.comparison import SinkOf, features_of, labelled_sources, probe_each
+from jepa_jax.evaluation.dense import Scene, train_dense
 from jepa_jax.evaluation.feature_files import FeatureFiles, identity_of
 from jepa_jax.evaluation.head_training import train_heads
 from jepa_jax.evaluation.report import reduced_of
@@ -38,6 +41,7 @@ _PIXEL_STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # C of the linear probe of raw pixel
 
 # Of each representation what `probes.probe` gives, with the labels of the test images.
 Rows = dict[str, dict[str, Any]]
+_SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
 def probe_rows(
@@ -107,18 +111,18 @@ def head_rows(
     sources = labelled_sources(data)
     wanted = ("tokens",) if config.protocol == "attentive" else config.features
     mesh = make_mesh(MeshConfig())
-    encoders = {"pretrained": (opened, opened.weights)}
-    if config.controls:
-        random = initial_encoder(opened.objective, opened.config.seed)
-        encoders["random_init"] = (opened, random)
-    encoders |= {name: (other, other.weights) for name, other in others.items()}
     rows: Rows = {}
-    for name, (one, weights) in encoders.items():
+    for name, (one, weights) in _encoders(config, opened, others).items():
         backbone = of_encoder(name, one.objective, weights, one.config, mesh, features=wanted)
         progress = None
         if features is not None:
             identity = identity_of(
-                one.config, weights, data, sources["train"], split="train", features=to_dict(config)
+                one.config,
+                weights,
+                data,
+                sources["train"],
+                split="train",
+                features=to_dict(config) | ({"label": data.label} if data.label else {}),
             )
             digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
             progress = features / f"heads-{digest[:16]}.npz"
@@ -168,6 +172,45 @@ def _of_splits(config: FineTuneConfig, tuned: FineTuned) -> dict[str, Any]:
     task = task._replace(outputs=tuned.scores.shape[-1])
     each = [score(task, outputs, tuned.labels, seed=config.seed) for outputs in tuned.scores]
     return over_splits(each, seed=config.seed) | {"labels": tuned.labels}
+
+
+def dense_rows(
+    config: DenseConfig, opened: Opened, others: Mapping[str, Opened], data: DataConfig
+) -> Rows:
+    """Segmentation or depth from each encoder's tokens, and from the pixels of each patch."""
+    scenes: dict[str, Scene] = {}
+    for split in _SPLITS:
+        source = open_source(data, split)
+        targets = read_targets(
+            data, split, source, config.target, config.protocol, scale=config.target_scale
+        )
+        scenes[split] = Scene(source, targets)
+    wanted = ("tokens",) if config.blocks == "last" else ("tokens_last_four",)
+    mesh = make_mesh(MeshConfig())
+
+    def grid(one: Opened) -> tuple[int, int]:
+        height, width = data.image_size
+        return height // one.config.model.patch_size, width // one.config.model.patch_size
+
+    rows: Rows = {}
+    for name, (one, weights) in _encoders(config, opened, others).items():
+        backbone = of_encoder(name, one.objective, weights, one.config, mesh, features=wanted)
+        rows[name] = train_dense(config, data, scenes, backbone, grid=grid(one))
+    if config.controls:
+        backbone = of_pixels(opened.config, data, mesh, features=("tokens",))
+        rows[backbone.name] = train_dense(config, data, scenes, backbone, grid=grid(opened))
+    return rows
+
+
+def _encoders(
+    config: HeadsConfig | DenseConfig, opened: Opened, others: Mapping[str, Opened]
+) -> dict[str, tuple[Opened, Any]]:
+    """Name -> what it is of, and its weights."""
+    encoders = {"pretrained": (opened, opened.weights)}
+    if config.controls:
+        random = initial_encoder(opened.objective, opened.config.seed)
+        encoders["random_init"] = (opened, random)
+    return encoders | {name: (other, other.weights) for name, other in others.items()}
 
 
 def _without_grid(config: HeadsConfig) -> HeadsConfig:

@@ -73,8 +73,8 @@ def pretrain(
         enough = check_feasible(objective.needs.masks)
         log.info("masks: %.1f%% of draws leave enough context; others are redrawn", 100 * enough)
     class_sizes: list[int] = []
-    if source.labels is not None:
-        class_sizes = np.unique(source.labels, return_counts=True)[1].tolist()
+    if source.classes is not None:
+        class_sizes = np.unique(source.classes, return_counts=True)[1].tolist()
     known = outlook(
         config,
         objective,

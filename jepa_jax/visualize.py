@@ -84,8 +84,8 @@ def _names(source: Source, batch: dict[str, np.ndarray]) -> list[str]:
         name = f"example {index}"
         if batch["replaced"][row]:
             name += "\n(bad; the next)"
-        elif source.labels is not None:
-            label = int(batch["label"][row] if "label" in batch else source.labels[index])
+        elif source.classes is not None:
+            label = int(batch["label"][row] if "label" in batch else source.classes[index])
             name = source.class_names[label] or name
         names.append(name)
     return names

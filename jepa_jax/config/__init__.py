@@ -2,6 +2,7 @@
 
 from jepa_jax.config.augmentation import AugmentationConfig, RandAugmentConfig
 from jepa_jax.config.data import DataConfig, LowShotConfig, SubsetConfig
+from jepa_jax.config.dense import DenseConfig
 from jepa_jax.config.fine_tune import FineTuneConfig, resolve_fine_tune
 from jepa_jax.config.objective import (
     EmaConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "ComputeConfig",
     "Config",
     "DataConfig",
+    "DenseConfig",
     "EmaConfig",
     "FineTuneConfig",
     "HeadsConfig",

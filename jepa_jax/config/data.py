@@ -90,6 +90,9 @@ class DataConfig:
     # folder, shards: a sub-folder, None for the folder itself; tfds: a split; others: "train" ...
     train_split: Split | None = "train"
     test_split: Split | None = "test"  # ... or "test"; read by the probes only
+    # tfds: the feature that is the label, or "clevr_count" or "clevr_distance" (see
+    # sources/tfds_labels.py); None: "label", or the only class label
+    label: str | None = None
     subset: SubsetConfig | None = None  # of the training images; None: all of them
     image_size: tuple[Positive, Positive]  # height, width in pixels, after cropping and resizing
     crop_scale: Scale = (0.3, 1.0)  # random-resized-crop: share of the image's area

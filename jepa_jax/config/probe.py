@@ -4,7 +4,9 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 from jepa_jax.config.data import DataConfig, LowShotConfig
+from jepa_jax.config.dense import DenseConfig
 from jepa_jax.config.fine_tune import FineTuneConfig, resolve_fine_tune
+from jepa_jax.config.probe_fields import NotEmpty, ProbeFields
 from jepa_jax.config.run import Config, resolve
 from jepa_jax.config.schema import (
     AboveZero,
@@ -19,7 +21,6 @@ from jepa_jax.config.schema import (
 from jepa_jax.errors import UserError
 
 _Some = Bound("be one or more values above 0", lambda x: len(x) > 0 and min(x) > 0)
-_NotEmpty = Bound("be one or more values", lambda x: len(x) > 0)
 _Ascending = Bound(
     "be one or more blocks below 0, ascending; -1 is the last",
     lambda x: len(x) > 0 and max(x) < 0 and list(x) == sorted(set(x)),
@@ -28,23 +29,7 @@ Layers = Annotated[tuple[int, ...], _Ascending]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Probe:
-    """What all protocols have."""
-
-    # Fields of DataConfig that differ from what the checkpoint was trained on.
-    data: dict = dataclasses.field(default_factory=dict)
-    batch_size: Positive = 250  # images per forward pass
-    # Of the training images, to choose the hyper-parameters.
-    validation_fraction: Annotated[float, Bound("be between 0 and 1", lambda x: 0 < x < 1)] = 0.2
-    seed: int = 0  # of the train / validation split
-    # Also probe the encoder at its random initialisation, and raw pixels.
-    controls: bool = True
-    # Also probe this checkpoint, as a control that saw labels: a workdir of the same architecture.
-    supervised: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KnnConfig(_Probe):
+class KnnConfig(ProbeFields):
     """k nearest neighbours among average-pooled features."""
 
     protocol: Literal["knn"] = "knn"
@@ -54,12 +39,12 @@ class KnnConfig(_Probe):
     metric: Literal["euclidean", "cosine"] = "euclidean"
     standardize: bool = True  # each column to mean 0 and deviation 1 first
     # Each neighbour counts the same, or as exp(similarity / temperature).
-    votes: Annotated[tuple[Literal["majority", "weighted"], ...], _NotEmpty] = ("majority",)
+    votes: Annotated[tuple[Literal["majority", "weighted"], ...], NotEmpty] = ("majority",)
     temperature: AboveZero = 0.07
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearConfig(_Probe):
+class LinearConfig(ProbeFields):
     """Logistic (of numbers: ridge) regression on average-pooled features, by L-BFGS."""
 
     protocol: Literal["linear"] = "linear"
@@ -69,21 +54,21 @@ class LinearConfig(_Probe):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeadsConfig(_Probe):
+class HeadsConfig(ProbeFields):
     """Heads trained by gradient on a frozen encoder's features, a whole grid in one pass."""
 
     protocol: Literal["linear_lars", "attentive"]
     epochs: Positive = 50
     head_batch_size: Positive = 16_384  # images per step of the heads
     optimizer: Literal["lars", "adamw"] = "lars"
-    lr: Annotated[tuple[AboveZero, ...], _NotEmpty]  # lars: for a batch of 256, and scaled by it
-    weight_decay: Annotated[tuple[NotNegative, ...], _NotEmpty]
+    lr: Annotated[tuple[AboveZero, ...], NotEmpty]  # lars: for a batch of 256, and scaled by it
+    weight_decay: Annotated[tuple[NotNegative, ...], NotEmpty]
     # Divides the rate by 10 after each so many epochs; None: a cosine to 0.
     drop_epochs: Positive | None = 15
     # linear_lars: pooled tokens of the last block, or of the last four, concatenated ...
-    features: Annotated[tuple[Literal["last", "last_four"], ...], _NotEmpty] = ("last",)
+    features: Annotated[tuple[Literal["last", "last_four"], ...], NotEmpty] = ("last",)
     # ... with or without a batch norm that has no parameters.
-    batch_norm: Annotated[tuple[bool, ...], _NotEmpty] = (False,)
+    batch_norm: Annotated[tuple[bool, ...], NotEmpty] = (False,)
     # attentive: attention heads, and self-attention blocks ahead of the cross-attention.
     num_heads: Positive = 16
     self_attention_blocks: Annotated[int, Bound("be at least 0", lambda x: x >= 0)] = 0
@@ -94,13 +79,15 @@ class HeadsConfig(_Probe):
     flip: Share = 0.5
 
 
-ProbeConfig = KnnConfig | LinearConfig | HeadsConfig | FineTuneConfig
+ProbeConfig = KnnConfig | LinearConfig | HeadsConfig | DenseConfig | FineTuneConfig
 _PROTOCOLS: dict[str, type] = {
     "knn": KnnConfig,
     "linear": LinearConfig,
     "linear_lars": HeadsConfig,
     "attentive": HeadsConfig,
     "fine_tune": FineTuneConfig,
+    "segmentation": DenseConfig,
+    "depth": DenseConfig,
 }
 
 

@@ -70,7 +70,7 @@ class SplitReport:
       formats: number of images by format, channels and bits, as "JPEG, gray".
       height, width: min, median, max, of the good ones.
       mean, std: of each channel, pixels in 0..1; each image counts alike.
-      per_class: images of each class; empty without labels.
+      per_class: images of each class; empty without classes.
     """
 
     images: int
@@ -199,7 +199,7 @@ def check(split: str, source: Source, duplicates: Duplicates) -> SplitReport:
     for which, names in ((gray, ("gray", "colour")), (wide, ("16 bits", "8 bits"))):
         _unlike_most(good, which, names, odd)
     mean, squares = total / max(len(good), 1)
-    labels, classes = source.labels, source.class_names
+    labels, classes = source.classes, source.class_names
     return SplitReport(
         images=n,
         bad={name_of(source, i): why for i, why in bad.items()},

@@ -75,6 +75,11 @@ def _check_labels(num_classes: int, data: DataConfig, source: Source) -> None:
             f"{field}: the training images have no labels, which this objective needs; sort them "
             "into one folder per class"
         )
+    if source.classes is None:
+        raise UserError(
+            f"{field}: its labels are {source.labels.dtype} {list(source.labels.shape)}, and this "
+            "objective needs one class of each image"
+        )
     low, high = int(source.labels.min()), int(source.labels.max())
     if low < 0 or high >= num_classes:
         raise UserError(

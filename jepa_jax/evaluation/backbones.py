@@ -57,10 +57,12 @@ def of_encoder(
 
     Args:
       features: of "last" and "last_four" (means over the tokens of the last block, or of the last
-        four, concatenated; of all where there are fewer), and "tokens".
+        four, concatenated; of all where there are fewer), and their tokens, "tokens" and
+        "tokens_last_four".
     """
     depth = config.model.depth
-    four = tuple(range(max(depth - 4, 0), depth)) if "last_four" in features else (depth - 1,)
+    several = {"last_four", "tokens_last_four"} & set(features)
+    four = tuple(range(max(depth - 4, 0), depth)) if several else (depth - 1,)
 
     def compute(weights: Any, images: Array) -> dict[str, Array]:
         tokens: Any = objective.encode(weights, images, four)  # [L, B, N, D]
@@ -69,6 +71,7 @@ def of_encoder(
             "last": pooled[-1],
             "last_four": jnp.swapaxes(pooled, 0, 1).reshape(len(images), -1),  # [B, L * D]
             "tokens": tokens[-1],
+            "tokens_last_four": jnp.moveaxis(tokens, 0, 2).reshape(*tokens.shape[1:3], -1),
         }
         return {which: found[which] for which in features}
 

@@ -101,9 +101,9 @@ def _views(pool: Pool, weights: Any, sample: Sample) -> np.ndarray:
 
 
 def _knn(features: np.ndarray, source: Source, index: np.ndarray) -> float | None:
-    if source.labels is None or len(np.unique(source.labels[index])) < 2:
+    if source.classes is None or len(np.unique(source.classes[index])) < 2:
         return None
-    of, asked = source.labels[index], max(len(index) // 5, 1)
+    of, asked = source.classes[index], max(len(index) // 5, 1)
     known = LabelledFeatures(features[asked:], of[asked:])
     neighbors = min(_NEIGHBORS, len(index) - asked)
     return knn_accuracy(known, LabelledFeatures(features[:asked], of[:asked]), neighbors=neighbors)

@@ -94,8 +94,8 @@ def _safely(function: Callable[..., None], *arguments: Any) -> None:
 
 def shown_examples(source: Source) -> np.ndarray:
     """Ten images by number, the same ones every time: of different classes, if there are some."""
-    if source.labels is not None:
-        first_of_class = np.unique(source.labels, return_index=True)[1]
+    if source.classes is not None:
+        first_of_class = np.unique(source.classes, return_index=True)[1]
         if len(first_of_class) >= _IMAGES:
             return first_of_class[:_IMAGES]
     number = min(_IMAGES, source.num_examples)

@@ -27,19 +27,19 @@ def online_knn(
     """A function from an encoder's weights to the k-NN accuracy between training images.
 
     Returns:
-      None, which is logged, where the images have no labels, or all the same one.
+      None, which is logged, where the images have no classes, or all the same one.
     """
-    if source.labels is None:
-        log.info("no online k-NN: the training images have no labels")
+    if source.classes is None:
+        log.info("no online k-NN: the training images have no classes")
         return None
-    if len(np.unique(source.labels)) < 2:
+    if len(np.unique(source.classes)) < 2:
         log.info("no online k-NN: all training images are of one class")
         return None
     index = np.random.default_rng(config.seed).permutation(source.num_examples)
     queries = min(max(source.num_examples // 5, 1), _QUERIES)
     index = index[: queries + _REFERENCES]
     references = len(index) - queries
-    labels, mesh = source.labels[index], make_mesh(config.mesh)
+    labels, mesh = source.classes[index], make_mesh(config.mesh)
     pool = make_pool(objective, mesh)
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     batch_size = max(256 // shares, 1) * shares

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from jepa_jax.config import HeadsConfig, KnnConfig, LinearConfig
+from jepa_jax.config import KnnConfig, LinearConfig
+from jepa_jax.config.probe_fields import ProbeFields
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation import knn, logistic
 from jepa_jax.evaluation.rows import Rows
@@ -97,19 +98,26 @@ def _ways(config: KnnConfig | LinearConfig) -> dict[Any, Any]:
 
 
 def split_training(
-    config: KnnConfig | LinearConfig | HeadsConfig, task: Task, labels: np.ndarray
+    config: ProbeFields, task: Task, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the training images to fit to, and of those to choose with; ascending.
 
+    Both have all classes. Heads trained by gradient can do without: of iNaturalist's classes some
+    have two images.
+
     Raises:
-      UserError: a class has too few.
+      UserError: a class has too few, or they all have.
     """
     classes = task.kind == "classification"
+    share = min(config.validation_fraction, 1 - config.validation_fraction)
+    if classes and not isinstance(config, KnnConfig | LinearConfig):
+        classes = share * np.unique(labels, return_counts=True)[1].min() >= 1
     rarest = int(np.unique(labels, return_counts=True)[1].min()) if classes else len(labels)
-    if rarest * min(config.validation_fraction, 1 - config.validation_fraction) < 1:
+    if rarest * share < 1:
         raise UserError(
-            f"config.validation_fraction = {config.validation_fraction}: a class has only {rarest} "
-            "training images, and needs at least one on either side"
+            f"config.validation_fraction = {config.validation_fraction}: "
+            f"{'a class has' if classes else 'there are'} only {rarest} training images, and it "
+            "needs at least one on either side"
         )
     fit, held = train_test_split(
         np.arange(len(labels)),

@@ -10,7 +10,12 @@ from jepa_jax.evaluation.comparison import Representation
 from jepa_jax.evaluation.scores import MEASURE, measured
 
 READ_ON = "docs/reading_a_run.md"
-_TITLES = {"accuracy": "test accuracy", "mean_average_precision": "test mAP", "rmse": "test RMSE"}
+_TITLES = {
+    "accuracy": "test accuracy",
+    "mean_average_precision": "test mAP",
+    "rmse": "test RMSE",
+    "miou": "test mIoU",
+}
 
 
 def print_table(

@@ -166,7 +166,7 @@ def _strip(path: pathlib.Path, title: str, pictures: Any) -> Strip:
 
 
 def _class_of(source: Source, index: int) -> str | None:
-    if source.labels is None:
+    if source.classes is None:
         return None
-    label = int(source.labels[index])
+    label = int(source.classes[index])
     return source.class_names[label] if label < len(source.class_names) else str(label)

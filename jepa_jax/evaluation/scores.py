@@ -75,6 +75,8 @@ MEASURE = {  # of which task which number is the headline
     "classification": "accuracy",
     "multi_label": "mean_average_precision",
     "regression": "rmse",
+    "segmentation": "miou",
+    "depth": "rmse",
 }
 LOWER_IS_BETTER = ("rmse",)
 
@@ -167,8 +169,11 @@ def per_example(task: Task, outputs: np.ndarray, labels: np.ndarray) -> np.ndarr
     """Of each example [n] what `paired` compares: whether it is right, or its squared error.
 
     Of several labels: the share that is told right at a threshold of 1/2 is no average precision,
-    so it is the squared error of the probabilities (Brier, 1950).
+    so it is the squared error of the probabilities (Brier, 1950). Outputs [n] of a dense probe are
+    a number for each image already.
     """
+    if outputs.ndim == 1:
+        return outputs.astype(np.float64)
     if task.kind == "classification":
         return correct(outputs, labels)
     return np.mean((outputs.astype(np.float64) - labels) ** 2, axis=1)

@@ -22,7 +22,7 @@ def outlook(
     """Facts and warnings about a run, its data and its schedules, each in one line.
 
     Args:
-      class_sizes: images of each class; empty without labels.
+      class_sizes: images of each class; empty without classes.
       left_out: files that are not trained on: why -> how many.
       from_scratch: no weights are given to start from.
     """
@@ -59,7 +59,7 @@ def outlook(
 
 def _images(num_images: int, class_sizes: Collection[int]) -> str:
     if not class_sizes:
-        return f"{num_images:,} training images, without labels"
+        return f"{num_images:,} training images, without classes"
     return (
         f"{num_images:,} training images of {len(class_sizes)} classes, "
         f"{min(class_sizes):,} to {max(class_sizes):,} of each"

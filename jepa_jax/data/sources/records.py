@@ -34,7 +34,7 @@ class Part:
 
 
 def open_records(
-    parts: Sequence[Part], label_of: Callable[[bytes], int] | None
+    parts: Sequence[Part], label_of: Callable[[bytes], Any] | None, *, label: str = ""
 ) -> tuple[Callable[[int], bytes], np.ndarray | None]:
     """A function from a record's number, over all parts, to its bytes; and all labels.
 
@@ -42,7 +42,8 @@ def open_records(
     the user's cache; ArrayRecord files are read only where there are labels.
 
     Args:
-      label_of: the label in a record; None: there are none.
+      label_of: the label in a record, a number or an array; None: there are none.
+      label: its name, where records have several: what is remembered is of this one.
 
     Raises:
       UserError: a file is missing or cut.
@@ -51,9 +52,9 @@ def open_records(
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         records = ArrayRecordDataSource(list(parts))
-        found = _remembered(parts, lambda: _labels(records, label_of)) if label_of else {}
+        found = _remembered(parts, lambda: _labels(records, label_of), label) if label_of else {}
         return lambda i: records[i], found.get("labels")
-    found = _remembered(parts, lambda: _index(parts, label_of))
+    found = _remembered(parts, lambda: _index(parts, label_of), label)
     of_part, offsets = found["part"], found["offset"]
     names = [os.fspath(part.filename) for part in parts]
 
@@ -65,12 +66,12 @@ def open_records(
     return read, found.get("labels")
 
 
-def _labels(records: Any, label_of: Callable[[bytes], int]) -> dict[str, np.ndarray]:
+def _labels(records: Any, label_of: Callable[[bytes], Any]) -> dict[str, np.ndarray]:
     rows = tqdm.tqdm(range(len(records)), desc="labels, once", unit="img", disable=None)
-    return {"labels": np.array([label_of(records[i]) for i in rows], np.int64)}
+    return {"labels": np.array([label_of(records[i]) for i in rows])}
 
 
-def _index(parts: Sequence[Part], label_of: Callable[[bytes], int] | None) -> dict[str, np.ndarray]:
+def _index(parts: Sequence[Part], label_of: Callable[[bytes], Any] | None) -> dict[str, np.ndarray]:
     """Where each record begins; with labels, each is read."""
     of_part, offsets, labels = [], [], []
     total = sum(part.take for part in parts)
@@ -90,7 +91,7 @@ def _index(parts: Sequence[Part], label_of: Callable[[bytes], int] | None) -> di
         "part": np.array(of_part, np.int32),
         "offset": np.array(offsets, np.int64),
     }
-    return found | ({"labels": np.array(labels, np.int64)} if label_of is not None else {})
+    return found | ({"labels": np.array(labels)} if label_of is not None else {})
 
 
 def _walk(part: Part, read: bool) -> Iterator[tuple[int, bytes]]:
@@ -142,7 +143,7 @@ def _open(name: str) -> Any:
 
 
 def _remembered(
-    parts: Sequence[Part], make: Callable[[], dict[str, np.ndarray]]
+    parts: Sequence[Part], make: Callable[[], dict[str, np.ndarray]], label: str
 ) -> dict[str, np.ndarray]:
     """The arrays of `make`, from a file where they were made before of the same files."""
     names = []
@@ -152,6 +153,7 @@ def _remembered(
         except tf.errors.OpError as error:
             raise UserError(f"{part.filename}: can't be read: {error.message}") from error
         names.append(f"{part.filename} {part.skip} {part.take} {stat.length} {stat.mtime_nsec}")
+    names += [label] if label else []
     key = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
     root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     path = pathlib.Path(root) / "jepa_jax" / "index" / f"{key}.npz"

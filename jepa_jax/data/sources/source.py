@@ -39,7 +39,8 @@ class Source:
         bad, the next good one.
       problem: number -> what is wrong with an image, or None; it is read for that.
       channels, dtype: of the pixels, uint8 or uint16.
-      labels: int64 [num_examples], or None where there are none.
+      labels: classes int64 [num_examples]; of several labels bool [num_examples, K]; numbers
+        float32 [num_examples, K]; or None where there are none.
       class_names: what the labels stand for.
       images_per_call: how many `load` wants at once, in parallel calls; None: a whole batch.
       describe: an example's name for messages, for example a path.
@@ -63,6 +64,11 @@ class Source:
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     read: Callable[[int], bytes] | None = None
     name: Callable[[int], bytes] | None = None
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """The class of each example, int64 [num_examples]; None without labels, or of others."""
+        return self.labels if self.labels is not None and self.labels.ndim == 1 else None
 
 
 def names_digest(names: Iterable[bytes]) -> str:

@@ -76,13 +76,13 @@ def subset_index(subset: SubsetConfig, source: Source) -> np.ndarray:
     """
     if subset.files is not None:
         return _listed(subset.files, source)
-    if source.labels is None:
+    if source.classes is None:
         raise UserError(
-            f"{_FIELD}: the training images have no labels to draw from each class; list them "
+            f"{_FIELD}: the training images have no classes to draw from each class; list them "
             f"in {_FIELD}.files"
         )
     return stratified(
-        source.labels, share=subset.share, per_class=subset.per_class, seed=subset.seed
+        source.classes, share=subset.share, per_class=subset.per_class, seed=subset.seed
     )
 
 
