@@ -30,7 +30,8 @@ def online_knn(
       None, which is logged, where the images have no classes, or all the same one.
     """
     if source.classes is None:
-        log.info("no online k-NN: the training images have no classes")
+        what = "labels" if source.labels is None else "classes"
+        log.info("no online k-NN: the training images have no %s", what)
         return None
     if len(np.unique(source.classes)) < 2:
         log.info("no online k-NN: all training images are of one class")
