@@ -1,6 +1,7 @@
 """Segmentation and depth: maps as the images are cut, measures by NumPy, heads beat baselines."""
 
 import json
+import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -217,11 +218,14 @@ def test_heads_on_tokens_tell_more_than_the_commonest_answer(
     )
     result = probe_checkpoint(resolve_probe(config), small.folder, results=tmp_path, name="x")
     assert result["chosen"] == "lr 0.03"
-    written = json.loads((tmp_path / "x.json").read_text())
+    path = pathlib.Path(result["result"])
+    assert path.parent == tmp_path
+    assert path.name.startswith("x-")
+    written = json.loads(path.read_text())
     controls = {"random_init", "raw_pixels"} if protocol == "segmentation" else set()
     assert set(written["rows"]) == {"pretrained"} | controls
     assert (written["num_train"], written["num_test"]) == (150, 60)
-    with np.load(tmp_path / "x.npz") as arrays:
+    with np.load(path.with_suffix(".npz")) as arrays:
         assert arrays["row_pretrained"].shape == (60,)
         assert arrays["labels"].tolist() == list(range(60))
     known = test.depth > 0
