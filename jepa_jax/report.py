@@ -39,6 +39,10 @@ _CURVES = {
         "k-NN accuracy, training images",
         "Rises, if the features come to tell the classes apart.",
     ),
+    "linear_accuracy": (
+        "linear accuracy, training images",
+        "Rises, if a linear head can tell the classes apart by the features.",
+    ),
     "effective_rank": (
         "effective rank (RankMe) of a batch",
         "Rises or stays up; falling towards 1 is collapse.",
