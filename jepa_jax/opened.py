@@ -23,13 +23,14 @@ class Opened(NamedTuple):
     Attributes:
       folder: of the checkpoint; workdir: of the run that it is part of, None of converted ones.
       step: that it was saved after, None of converted ones.
-      config: of the run, with the images that are looked at.
+      trained: the configuration of the run; config: the same, with the images that are looked at.
       encode: the encoder as a function, in float32.
     """
 
     folder: pathlib.Path
     workdir: pathlib.Path | None
     step: int | None
+    trained: Config
     config: Config
     objective: Objective
     encode: Encoder
@@ -83,4 +84,4 @@ def open_checkpoint(
     config = trained
     if overrides:
         config = resolve(override(to_dict(trained), list(overrides)), image_facts)
-    return Opened(folder, workdir, step, config, make_objective(trained), encode, weights)
+    return Opened(folder, workdir, step, trained, config, make_objective(trained), encode, weights)
