@@ -38,5 +38,9 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.optimizer = {"lr": 1.5e-3, "warmup_share": 0.1, "final_weight_decay": 0.05}
     config.compute = {"scan_layers": False}
-    config.logging = {"diagnostics_every_steps": 50, "knn_every_steps": 500}
+    config.logging = {
+        "diagnostics_every_steps": 50,
+        "knn_every_steps": 500,  # with the next, under 3 % of the run's time
+        "linear_every_steps": 500,
+    }
     return config

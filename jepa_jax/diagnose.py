@@ -11,73 +11,22 @@ or hub id. Of a run, the rows are kept in `workdir/diagnostics.jsonl`, one for e
 import argparse
 import pathlib
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from jepa_jax.batch.pixels import normalize
 from jepa_jax.command_line import (
     add_checkpoint_arguments,
     add_verify_argument,
     make_parser,
     run_command,
 )
-from jepa_jax.config import Config, resolve, to_dict
-from jepa_jax.config.files import override
-from jepa_jax.data.facts import image_facts
 from jepa_jax.data.sources import open_source
-from jepa_jax.encoder import Encoder, find_encoder, is_huggingface, load_encoder
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation.diagnosis import FILE, diagnose, draw_sample, read_rows, write_row
-from jepa_jax.interop.hub import local_path
+from jepa_jax.opened import Opened, open_checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.steps import step_folders
 
 IMAGES = 2000
-
-
-class Opened(NamedTuple):
-    """An encoder of a checkpoint, and the run that it belongs to.
-
-    Attributes:
-      config: of the run, with the images that are looked at.
-      workdir, step: None where the checkpoint is not of a run.
-    """
-
-    encode: Encoder
-    weights: Any
-    config: Config
-    folder: pathlib.Path
-    workdir: pathlib.Path | None
-    step: int | None
-
-    @property
-    def tokens(self) -> Callable[[Any, Any], Any]:
-        """(weights, pixels [B, H, W, C]) -> tokens [B, N, D]."""
-        data = self.config.data
-        return lambda weights, pixels: self.encode(weights, normalize(pixels, data.mean, data.std))
-
-
-def open_encoder(
-    path: pathlib.Path, network: str | None, overrides: list[str], *, verify: bool = True
-) -> Opened:
-    """Reads an encoder.
-
-    Args:
-      overrides: `--config.data.a=value`: other images than the checkpoint's.
-
-    Raises:
-      UserError: the checkpoint can't be read, or another field is overridden.
-    """
-    for argument in overrides:
-        if not argument.startswith("--config.data."):
-            raise UserError(f"{argument}: a checkpoint's features depend on --config.data.… alone")
-    path = local_path(path)
-    folder = path if is_huggingface(path) else find_encoder(path, network, verify=verify)
-    encode, weights = load_encoder(folder, network=network, verify=False)  # they were, just now
-    config = resolve(override(to_dict(encode.config), overrides), image_facts)
-    if folder.parent.name == "checkpoints" and folder.name.isdigit():
-        return Opened(encode, weights, config, folder, folder.parent.parent, int(folder.name))
-    return Opened(encode, weights, config, folder, None, None)
 
 
 def diagnose_opened(opened: Opened, *, images: int) -> dict[str, Any]:
@@ -85,9 +34,7 @@ def diagnose_opened(opened: Opened, *, images: int) -> dict[str, Any]:
     source = open_source(opened.config.data, "train")
     sample = draw_sample(opened.config.data, source, number=images, seed=opened.config.seed)
     step = {} if opened.step is None else {"step": opened.step}
-    return {**step, "network": opened.encode.network} | diagnose(
-        opened.tokens, opened.weights, sample
-    )
+    return {**step, "network": opened.network} | diagnose(opened.tokens, opened.weights, sample)
 
 
 def diagnose_checkpoints(
@@ -105,7 +52,7 @@ def diagnose_checkpoints(
       The row of the newest one, and which were computed.
 
     Raises:
-      UserError: see `open_encoder`; with `every`, the path is no run's workdir.
+      UserError: see `open_checkpoint`; with `every`, the path is no run's workdir.
     """
     use_compilation_cache()
     folders = [path]
@@ -117,7 +64,7 @@ def diagnose_checkpoints(
         folders = [folder for folder in folders if int(folder.name) not in known]
     row: dict[str, Any] = {}
     for folder in folders:
-        opened = open_encoder(folder, network, overrides, verify=verify)
+        opened = open_checkpoint(folder, network, overrides, verify=verify)
         row = diagnose_opened(opened, images=images)
         if opened.workdir is not None and not overrides and network is None:
             write_row(opened.workdir, row)

@@ -9,6 +9,11 @@ as already normalised. The file holds, for n images of N patches and width D:
     files    the images' paths;  labels: numbers of their sub-folders, if there are any
     network  the encoder that was used
 
+With --out DIR, without --images, the features of the checkpoint's own data (or of others:
+--config.data.path=PHOTOS) go to a folder in DIR that `jepa_jax.probe --features DIR` reuses; a run
+that was stopped is gone on with. `features-*.npy` hold [n, L * D] of L blocks of --layers, or with
+--patches [n, N, L * D], of each token its blocks one after another; see `feature_files`.
+
 All devices of this machine share the work.
 """
 
@@ -37,6 +42,8 @@ from jepa_jax.command_line import (
 from jepa_jax.config import MeshConfig
 from jepa_jax.encoder import Encoder, load_encoder
 from jepa_jax.errors import UserError
+from jepa_jax.extract_split import extract_split
+from jepa_jax.opened import open_checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.sharding import batch_sharding, make_mesh, replicated, traced_on
 
@@ -188,12 +195,19 @@ def _open_folder(
     return ImageBatches(source.num_examples, data.image_size, batches, files, source.labels)
 
 
+def _layers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(layer) for layer in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be numbers with commas") from None
+
+
 def main() -> None:
     parser = make_parser("jepa_jax.extract", __doc__)
     add_checkpoint_arguments(parser)
     add_verify_argument(parser)
-    parser.add_argument("--images", required=True, type=pathlib.Path, metavar="PATH")
-    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="F.npz")
+    parser.add_argument("--images", type=pathlib.Path, metavar="PATH")
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="F.npz|DIR")
     parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="%(default)s")
     parser.add_argument(
         "--image-size",
@@ -209,15 +223,45 @@ def main() -> None:
         help="of the matrix products (default: %(default)s)",
     )
     parser.add_argument("--pooled-only", action="store_true", help="leave out the patches")
+    of_split = parser.add_argument_group("with --out DIR")
+    of_split.add_argument("--split", choices=("train", "test"), help="(default: train)")
+    of_split.add_argument(
+        "--layers", type=_layers, metavar="-4,-3,-2,-1", help="blocks from the end (default: -1)"
+    )
+    of_split.add_argument("--patches", action="store_true", help="all tokens, not their mean")
+    of_split.add_argument("--store", choices=("float16", "float32"), help="(default: float32)")
+
+    def whole_split(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
+        if arguments.image_size or arguments.pooled_only or arguments.dtype != "float32":
+            raise UserError("--image-size, --pooled-only, --dtype: go with --images")
+        opened = open_checkpoint(
+            arguments.checkpoint, arguments.network, overrides, verify=arguments.verify
+        )
+        written = extract_split(
+            opened,
+            arguments.out,
+            split=arguments.split or "train",
+            layers=arguments.layers or (-1,),
+            pooled=not arguments.patches,
+            dtype=arguments.store or "float32",
+            batch_size=arguments.batch_size,
+        )
+        return {**written, "network": opened.network, "checkpoint": str(opened.folder)}
 
     def command(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
-        if overrides:
-            parser.error(f"unknown argument {overrides[0]}")
-        if arguments.out.suffix != ".npz":
-            raise UserError(f"--out {arguments.out}: must end in .npz")
         if arguments.batch_size < 1:
             raise UserError(f"--batch-size {arguments.batch_size}: must be at least 1")
         use_compilation_cache()
+        if arguments.images is None and arguments.out.suffix != ".npz":
+            return whole_split(arguments, overrides)
+        if overrides:
+            parser.error(f"unknown argument {overrides[0]}")
+        if arguments.images is None:
+            raise UserError(f"--images PATH: is needed with --out {arguments.out}")
+        if arguments.out.suffix != ".npz":
+            raise UserError(f"--out {arguments.out}: must end in .npz")
+        if arguments.split or arguments.layers or arguments.patches or arguments.store:
+            raise UserError("--split, --layers, --patches, --store: go without --images")
         encode, params = load_encoder(
             arguments.checkpoint,
             network=arguments.network,

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 
 from jepa_jax.config import (
-    Config,
     DataConfig,
     DenseConfig,
     FineTuneConfig,
@@ -23,11 +22,16 @@ from jepa_jax.config import (
 )
 from jepa_jax.data.sources import Source, open_source, restricted, subset_index
 from jepa_jax.data.targets import read_targets
-from jepa_jax.errors import UserError
 from jepa_jax.evaluation.backbones import of_encoder, of_pixels
 from jepa_jax.evaluation.comparison import SinkOf, features_of, labelled_sources, probe_each
 from jepa_jax.evaluation.dense import Scene, train_dense
-from jepa_jax.evaluation.feature_files import FeatureFiles, identity_of
+from jepa_jax.evaluation.feature_files import (
+    FeatureFiles,
+    Taken,
+    chosen_blocks,
+    files_of,
+    identity_of,
+)
 from jepa_jax.evaluation.head_training import train_heads
 from jepa_jax.evaluation.report import reduced_of
 from jepa_jax.evaluation.scores import over_splits, score
@@ -64,7 +68,8 @@ def probe_rows(
         sources["train"], splits = _few(config.low_shot, config.seed, sources["train"])
 
     def represented(one: Opened, encoders: dict[str, Any], pixels: bool) -> Any:
-        layers = None if config.layers == (-1,) else _absolute(config.layers, one.config)
+        depth = one.config.model.depth
+        layers = chosen_blocks(config.layers, depth, field="config.layers")
         return features_of(
             data,
             one.objective,
@@ -218,14 +223,6 @@ def _without_grid(config: HeadsConfig) -> HeadsConfig:
     return dataclasses.replace(config, features=("last",))
 
 
-def _absolute(layers: tuple[int, ...], config: Config) -> tuple[int, ...]:
-    """Blocks counted from 0, of blocks that are counted from the end."""
-    depth = config.model.depth
-    if min(layers) < -depth:
-        raise UserError(f"config.layers = {layers}: the encoder has only {depth} blocks")
-    return tuple(depth + layer for layer in layers)
-
-
 def _files(
     opened: Opened,
     encoders: Mapping[str, Any],
@@ -234,15 +231,9 @@ def _files(
     layers: tuple[int, ...] | None,
 ) -> SinkOf:
     """Where the pooled features of each encoder are kept; see `feature_files`."""
-    width = opened.config.model.embed_dim * len(layers or (0,))
-    taken = {"layers": layers, "pooled": True, "dtype": "float32"}
 
     def sink(split: str, source: Source, encoder: str) -> FeatureFiles:
-        identity = identity_of(
-            opened.config, encoders[encoder], data, source, split=split, features=taken
-        )
-        return FeatureFiles(
-            root, identity, count=source.num_examples, shape=(width,), dtype="float32"
-        )
+        weights = encoders[encoder]
+        return files_of(root, opened.config, weights, data, source, split, Taken(layers))
 
     return sink

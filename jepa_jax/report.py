@@ -14,7 +14,7 @@ from typing import Any
 
 from jepa_jax.command_line import make_parser, run_command
 from jepa_jax.data.sources import open_source
-from jepa_jax.diagnose import IMAGES, Opened, diagnose_opened, open_encoder
+from jepa_jax.diagnose import IMAGES, diagnose_opened
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.charts import COLOURS, Line, line_chart, spectrum_chart
 from jepa_jax.evaluation.diagnosis import read_rows, write_row
@@ -22,8 +22,7 @@ from jepa_jax.evaluation.page import MEANINGS, Group, Page, Picture, RunPart, re
 from jepa_jax.evaluation.predictor_maps import guess_blocks, read_networks
 from jepa_jax.evaluation.run_facts import diagnostics_table, read_probes, run_facts
 from jepa_jax.evaluation.run_pictures import guess_group, map_groups, neighbor_group
-from jepa_jax.objectives.registry import make_objective
-from jepa_jax.training.checkpoint import read_config
+from jepa_jax.opened import Opened, open_checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.metrics import read_metrics
 
@@ -39,6 +38,10 @@ _CURVES = {
     "knn_accuracy": (
         "k-NN accuracy, training images",
         "Rises, if the features come to tell the classes apart.",
+    ),
+    "linear_accuracy": (
+        "linear accuracy, training images",
+        "Rises, if a linear head can tell the classes apart by the features.",
     ),
     "effective_rank": (
         "effective rank (RankMe) of a batch",
@@ -90,7 +93,7 @@ def write_report(workdirs: list[pathlib.Path], out: pathlib.Path) -> dict[str, A
                 name=names[number],
                 colour=colour,
                 command=f"{_PROBE} --checkpoint {workdir}",
-                facts=run_facts(read_config(run.folder), workdir, metrics, run.step or 0),
+                facts=run_facts(run.config, workdir, metrics, run.step or 0),
                 diagnostics=diagnostics_table(diagnosed[-1]) if diagnosed else {},
                 probes=read_probes(workdir, workdirs[0] if number else None),
                 groups=tuple(groups),
@@ -116,7 +119,7 @@ def write_report(workdirs: list[pathlib.Path], out: pathlib.Path) -> dict[str, A
 
 
 def _open(workdir: pathlib.Path) -> Opened:
-    opened = open_encoder(workdir, None, [])
+    opened = open_checkpoint(workdir)
     if opened.workdir is None or opened.workdir != workdir.absolute():
         raise UserError(f"{workdir}: must be the workdir of a run, with checkpoints/<step>")
     return opened
@@ -138,11 +141,10 @@ def _feature_groups(run: Opened, folder: pathlib.Path) -> list[Group]:
         )
     groups = map_groups(folder, encode, run.weights, config, test)
     groups.append(neighbor_group(folder, encode, run.weights, config, train=train, test=test))
-    objective = make_objective(config)
-    networks = read_networks(run.folder, objective)
+    networks = read_networks(run.folder, run.objective)
     if networks is not None:
         guesses = guess_blocks(
-            objective,
+            run.objective,
             networks,
             config,
             train=train,

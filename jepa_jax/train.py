@@ -38,7 +38,7 @@ from jepa_jax.data.sources import open_source
 from jepa_jax.data.stream import make_stream
 from jepa_jax.errors import PreemptedError, UserError
 from jepa_jax.evaluation.gallery import make_gallery
-from jepa_jax.evaluation.online import online_knn
+from jepa_jax.evaluation.online import online_probes
 from jepa_jax.interop.hub import local_path
 from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.registry import make_objective
@@ -93,7 +93,8 @@ def pretrain(
         make_encoder(config).attention,
         "in a loop" if config.compute.scan_layers else "unrolled",
     )
-    knn = online_knn(config, objective, source) if config.logging.knn_every_steps else None
+    probed = config.logging.knn_every_steps or config.logging.linear_every_steps
+    online = online_probes(config, objective, source) if probed else None
     initialize = None
     if config.init.weights is not None:
         if checkpoint.latest_step(workdir) is None:
@@ -107,7 +108,7 @@ def pretrain(
             workdir,
             objective=objective,
             stream=stream,
-            knn_accuracy=knn,
+            online=online,
             draw=make_gallery(config, objective, source, stream, workdir),
             initialize=initialize,
             accept_changed_data=accept_changed_data,

@@ -3,16 +3,19 @@
 import errno
 import json
 import logging
+import pathlib
 import re
 import shutil
 
 import chex
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from jepa_jax.config import resolve
 from jepa_jax.errors import UserError
+from jepa_jax.interop import converted
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
 from jepa_jax.training.items import read_item
@@ -218,3 +221,30 @@ def test_unfinished_checkpoints_do_not_count(tmp_path):
         config.write_text('{"format": 2}')
     assert checkpoint.latest_step(tmp_path) == 12
     assert checkpoint.latest_step(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/io").exists(), reason="only Linux counts")
+def test_an_encoder_beside_a_large_predictor_is_read_alone(tiny, tmp_path):
+    """By what the operating system says that this process has read."""
+    tiny.objective.predictor.update({"embed_dim": 256, "depth": 3})
+    config = resolve(tiny)
+    objective = make_objective(config)
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    rng = np.random.default_rng(0)  # nothing that could be compressed
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+    converted.write(tmp_path / "large", [("params", params)], config=config, source={})
+
+    def read():
+        counts = pathlib.Path("/proc/self/io").read_text().splitlines()
+        return int(dict(line.split(": ") for line in counts)["rchar"])
+
+    checkpoint.restore_encoder(tmp_path / "large", "encoder", objective)  # imports read too
+    before = read()
+    restored = checkpoint.restore_encoder(tmp_path / "large", "encoder", objective)
+    bytes_read = read() - before
+    assert_equal(jax.device_get(restored), params["encoder"])
+    of_encoder, of_all = (
+        sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for tree in (params["encoder"], params)
+    )
+    assert of_all > 200 * of_encoder
+    assert of_encoder < bytes_read < of_encoder + 200_000  # with the lists of what there is

@@ -178,6 +178,7 @@ OPTIONAL = [
     "optimizer__reference_batch_size",
     "logging__diagnostics_every_steps",
     "logging__knn_every_steps",
+    "logging__linear_every_steps",
     "checkpoint__keep_every_steps",
 ]
 

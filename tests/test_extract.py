@@ -1,6 +1,8 @@
 """Features written by the command: folders, arrays, odd batches, several devices, bad input."""
 
 import json
+import pathlib
+import shutil
 import sys
 
 import jax
@@ -8,8 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jepa_jax import extract
+from jepa_jax import extract, protocols
+from jepa_jax.batch.pixels import normalize
+from jepa_jax.data.pipeline import eval_batches
+from jepa_jax.data.sources import open_source
 from jepa_jax.encoder import load_encoder
+from jepa_jax.evaluation import feature_files
+from jepa_jax.opened import open_checkpoint
 
 
 @pytest.fixture
@@ -144,3 +151,46 @@ def test_an_unreadable_image_stops_it_and_nothing_is_left(small, tmp_path, run):
     assert code == 3
     assert "2.png" in line
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_split_goes_to_the_files_that_the_probe_reuses_and_is_gone_on_with(
+    small, tmp_path, run, monkeypatch
+):
+    """Files of 600 images; stopped before the last, nothing of them is read again."""
+    monkeypatch.setattr(feature_files, "_FILE_BYTES", 600 * 2 * 16 * 4)
+    arguments = ("--checkpoint", small.folder, "--split=test", "--layers=-2,-1", "--batch-size=500")
+    said = run(*arguments, "--out", tmp_path / "whole")
+    folder = pathlib.Path(said["out"])
+    count = said["images"]
+    assert said["features"] == [32]
+    source = open_source(small.config.data, "test")
+    np.testing.assert_array_equal(np.load(folder / "labels.npy"), source.labels)
+    images = next(eval_batches(small.config.data, source, index=np.arange(8), batch_size=8))
+    encode, params = load_encoder(small.folder)
+    data = small.config.data
+    tokens = encode(params, normalize(images, data.mean, data.std), layers=(0, 1))
+    expected = np.concatenate(np.asarray(tokens).mean(axis=2), axis=-1)  # [n, L * D]
+    np.testing.assert_allclose(np.load(folder / "features-00000.npy")[:8], expected, atol=1e-5)
+
+    opened = open_checkpoint(small.folder)
+    sink = protocols._files(
+        opened, {"pretrained": opened.weights}, small.config.data, tmp_path / "whole", (0, 1)
+    )
+    reused = sink("test", source, "pretrained")
+    assert (reused.folder, reused.done) == (folder, count)
+
+    cut = tmp_path / "cut" / folder.name
+    shutil.copytree(folder, cut)
+    numbers = sorted(cut.glob("features-*.npy"))
+    numbers[-1].unlink()
+    read = []
+
+    def counted(data, source, *, index, **rest):
+        read.extend(index)
+        return eval_batches(data, source, index=index, **rest)
+
+    monkeypatch.setattr("jepa_jax.evaluation.extraction.eval_batches", counted)
+    run(*arguments, "--out", tmp_path / "cut")
+    assert read == list(range(600 * (len(numbers) - 1), count))
+    for path in folder.iterdir():
+        assert path.read_bytes() == (cut / path.name).read_bytes()

@@ -3,16 +3,19 @@
 import dataclasses
 import logging
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import stream_of
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 
 from jepa_jax.config import resolve
+from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import array_source, open_source
 from jepa_jax.evaluation import gallery
 from jepa_jax.evaluation.gallery import make_gallery
-from jepa_jax.evaluation.online import online_knn
+from jepa_jax.evaluation.online import online_probes
 from jepa_jax.objectives.objective import initial_encoder
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training import checkpoint
@@ -99,15 +102,37 @@ def test_a_run_also_saves_when_the_minutes_are_over(config, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("number", [20, 60])
-def test_online_knn_works_on_few_images(config, number):
+def test_online_probes_work_on_few_images(config, number):
     objective = make_objective(config)
-    value = online_knn(config, objective, bars(number))(initial_encoder(objective, 0))
+    online = online_probes(config, objective, bars(number))
+    values = online(initial_encoder(objective, 0), ["linear_accuracy", "knn_accuracy"])
+    assert list(values) == ["linear_accuracy", "knn_accuracy"]
     queries = number // 5
-    assert value * queries == pytest.approx(round(value * queries))  # of that many
-    assert 0.0 <= value <= 1.0
+    for value in values.values():
+        assert value * queries == pytest.approx(round(value * queries))  # of that many
+        assert 0.0 <= value <= 1.0
 
 
-def test_online_knn_leaves_out_bad_images_which_do_not_stop_the_run(config, tmp_path):
+def test_the_online_linear_head_is_that_of_scikit_learn(config):
+    """On the same held-out images, of features computed one by one."""
+    objective, source = make_objective(config), bars(60)
+    weights = initial_encoder(objective, 0)
+    index = np.random.default_rng(config.seed).permutation(60)
+    images = next(eval_batches(config.data, source, index=index, batch_size=60, bad=[]))
+    tokens = np.asarray(objective.encode(weights, jnp.asarray(images)))  # [n, N, D]
+    features = tokens.astype(np.float64).mean(axis=1)
+    known, asked = features[:48], features[48:]
+    known, asked = ((x - known.mean(axis=0)) / known.std(axis=0) for x in (known, asked))
+    # Flipped labels of a third, so that some are told wrong.
+    labels = np.where(np.arange(60) % 3 == 0, 1 - source.labels, source.labels)
+    head = LogisticRegression(C=0.1, tol=1e-6, max_iter=5000).fit(known, labels[index[:48]])
+    expected = head.score(asked, labels[index[48:]])
+    online = online_probes(config, objective, dataclasses.replace(source, labels=labels))
+    assert online(weights, ["linear_accuracy"]) == {"linear_accuracy": pytest.approx(expected)}
+    assert 0.0 < expected < 1.0
+
+
+def test_online_probes_leave_out_bad_images_which_do_not_stop_the_run(config, tmp_path):
     rng = np.random.default_rng(0)
     for split, kept in (("train", range(20)), ("good", [i for i in range(20) if i not in (3, 11)])):
         for i in kept:
@@ -121,15 +146,18 @@ def test_online_knn_leaves_out_bad_images_which_do_not_stop_the_run(config, tmp_
     data = dataclasses.replace(config.data, source="folder", path=str(tmp_path))
     config = dataclasses.replace(config, data=data)
     objective = make_objective(config)
-    knn = online_knn(config, objective, open_source(data, "train"))
-    weights = initial_encoder(objective, 0)
-    assert knn(weights) == knn(weights) == 1.0  # black and white: their labels stay with them
+    online = online_probes(config, objective, open_source(data, "train"))
+    weights, names = initial_encoder(objective, 0), ["knn_accuracy", "linear_accuracy"]
+    for _ in range(2):
+        assert online(weights, names) == dict.fromkeys(
+            names, 1.0
+        )  # black and white: their labels stay with them
 
 
 def test_without_two_classes_there_is_no_online_knn_and_the_log_says_so(config, caplog):
     with caplog.at_level(logging.INFO):
-        assert online_knn(config, make_objective(config), bars(20, labels=False)) is None
+        assert online_probes(config, make_objective(config), bars(20, labels=False)) is None
     assert "no online k-NN: the training images have no labels" in caplog.text
     black = np.zeros((20, 28, 28, 1), np.uint8)
     one_class = array_source(black, np.zeros(20, int), ("a",), (28, 28))
-    assert online_knn(config, make_objective(config), one_class) is None
+    assert online_probes(config, make_objective(config), one_class) is None

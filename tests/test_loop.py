@@ -40,6 +40,7 @@ def short_run(tiny, accumulation_steps=1, **checkpoint_fields):
     tiny.optimizer.update({"lr": 1e-3, "warmup_epochs": 0.5})
     tiny.model.drop_path_rate = 0.1  # so that the random keys have to resume too
     tiny.logging.update({"every_steps": 1, "diagnostics_every_steps": 4, "knn_every_steps": 1})
+    tiny.logging.linear_every_steps = 3
     tiny.checkpoint.update({"every_steps": 1000, **checkpoint_fields})
     return resolve(tiny)
 
@@ -48,16 +49,16 @@ def start(config, workdir, source, *, stop_after=None, objective=None):
     """Trains; with `stop_after`, as if SIGTERM came during that step."""
     calls = []
 
-    def knn_accuracy(weights):
+    def online(weights, names):
         del weights
         calls.append(None)
         if len(calls) == stop_after:
             signal.raise_signal(signal.SIGTERM)
-        return 0.5
+        return dict.fromkeys(names, 0.5)
 
     objective = objective or make_objective(config)
     stream = stream_of(config, source)
-    return train(config, workdir, objective=objective, stream=stream, knn_accuracy=knn_accuracy)
+    return train(config, workdir, objective=objective, stream=stream, online=online)
 
 
 def final_state(config, workdir):
@@ -231,10 +232,15 @@ def test_another_learning_rate_is_accepted_and_said(tiny, tmp_path, source, capl
     assert "config.optimizer.lr was 0.001 and is 0.0005 from here on" in caplog.text
 
 
-def test_collapse_diagnostics_are_written_when_due(tiny, tmp_path, source):
+def test_diagnostics_and_probes_are_written_when_due(tiny, tmp_path, source):
     start(short_run(tiny), tmp_path, source)
     written = rows(tmp_path)
     assert [row["step"] for row in written if "effective_rank" in row] == [4, 8, 12, 16, 20]
+    probed = [row.keys() - {"step"} for row in written if "knn_accuracy" in row]
+    assert probed == [  # in one row what is due at once
+        {"knn_accuracy", "linear_accuracy"} if step % 3 == 0 else {"knn_accuracy"}
+        for step in range(1, LAST_STEP + 1)
+    ]
     names = {"loss", "lr", "weight_decay", "momentum", "gradient_norm", "parameter_norm"}
     assert all(names <= row.keys() for row in written if "knn_accuracy" not in row)
     assert list(tmp_path.glob("tensorboard/events*"))

@@ -25,6 +25,7 @@ FIELDS = [
     "--config.logging.every_steps=1",
     "--config.logging.diagnostics_every_steps=5",
     "--config.logging.knn_every_steps=10",
+    "--config.logging.linear_every_steps=10",
     "--config.mesh.fsdp=2",
 ]
 STEPS = 20

@@ -109,6 +109,7 @@ class LoggingConfig:
     every_steps: Positive = 50  # metrics to disk and screen
     diagnostics_every_steps: Positive | None = None  # signs of collapse; None: never
     knn_every_steps: Positive | None = None  # k-NN on held-out training images; None: never
+    linear_every_steps: Positive | None = None  # the same with a linear head; None: never
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

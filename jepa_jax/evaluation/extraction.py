@@ -127,8 +127,8 @@ def _encode(
                 rows[control] = colour_histograms(images) if histograms else images
             for which, of_encoder in rows.items():
                 one = sinks[which]
-                new = [i for i in bad if one.done <= i < end]
-                one.add(of_encoder[one.done - start :], new)
+                begin = max(one.done, start)  # a sink may hold rows that are not done
+                one.add(of_encoder[begin - start :], [i for i in bad if begin <= i < end])
             start = end
             bar.update(len(images))
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -134,6 +134,63 @@ def identity_of(
         "prepared": {name: prepared[name] for name in _PREPARATION},
         "features": features,
     }
+
+
+class Taken(NamedTuple):
+    """What is taken of an encoder's output.
+
+    Attributes:
+      layers: blocks counted from 0, ascending; None: the last alone.
+      pooled: the mean over an image's tokens, [L * D]; or else all of them, [N, L * D], of each
+        token its L blocks after one another.
+    """
+
+    layers: tuple[int, ...] | None = None
+    pooled: bool = True
+    dtype: Literal["float16", "float32"] = "float32"
+
+    def shape(self, width: int, num_patches: int) -> tuple[int, ...]:
+        """Of one image's features, of an encoder of this width."""
+        width *= len(self.layers or (0,))
+        return (width,) if self.pooled else (num_patches, width)
+
+
+def files_of(
+    root: pathlib.Path,
+    config: Config,
+    weights: Any,
+    data: DataConfig,
+    source: Source,
+    split: str,
+    taken: Taken,
+) -> FeatureFiles:
+    """Where the features of one encoder of the images of a split are kept: one place for each.
+
+    Args:
+      config: of the run that the encoder is from; data, source: the images.
+
+    Raises:
+      UserError: the folder can't be written.
+    """
+    grid = tuple(side // config.model.patch_size for side in data.image_size)
+    shape = taken.shape(config.model.embed_dim, grid[0] * grid[1])
+    identity = identity_of(config, weights, data, source, split=split, features=taken._asdict())
+    return FeatureFiles(root, identity, count=source.num_examples, shape=shape, dtype=taken.dtype)
+
+
+def chosen_blocks(layers: tuple[int, ...], depth: int, *, field: str) -> tuple[int, ...] | None:
+    """Blocks counted from 0, of blocks that are counted from the end; None: the last alone.
+
+    Raises:
+      UserError: there are not so many, or they don't ascend.
+    """
+    if layers == (-1,):
+        return None
+    if not layers or list(layers) != sorted(set(layers)) or max(layers) > -1:
+        raise UserError(f"{field} = {layers}: must be counted from the end, ascending, -1 the last")
+    if min(layers) < -depth:
+        raise UserError(f"{field} = {layers}: the encoder has only {depth} blocks")
+    return tuple(depth + layer for layer in layers)
 
 
 def weights_digest(weights: Any) -> str:

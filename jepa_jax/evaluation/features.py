@@ -18,7 +18,11 @@ HISTOGRAM_BINS = 8  # of each of three channels
 
 
 def make_pool(
-    objective: Objective, mesh: Mesh | None = None, *, layers: tuple[int, ...] | None = None
+    objective: Objective,
+    mesh: Mesh | None = None,
+    *,
+    layers: tuple[int, ...] | None = None,
+    pooled: bool = True,
 ) -> Pool:
     """Jitted (weights of an encoder, images [B, H, W, 3]) -> mean over each image's tokens [B, D].
 
@@ -26,14 +30,16 @@ def make_pool(
       mesh: see `make_encode`.
       layers: blocks counted from 0, ascending, whose means are concatenated: [B, L * D]; None: the
         last alone.
+      pooled: False: not the mean, but all tokens, [B, N, L * D].
     """
 
     def pool(weights: Any, images: Array) -> Array:
         tokens = objective.encode(weights, images, layers)  # [B, N, D] or [L, B, N, D]
-        pooled = jnp.mean(tokens, axis=-2)
+        features = jnp.mean(tokens, axis=-2) if pooled else tokens
         if layers is None:
-            return pooled
-        return jnp.swapaxes(pooled, 0, 1).reshape(images.shape[0], -1)  # [B, L * D]
+            return features
+        features = jnp.moveaxis(features, 0, -2)  # [B, L, D] or [B, N, L, D]
+        return features.reshape(*features.shape[:-2], -1)
 
     return _over(mesh, pool)
 

@@ -23,6 +23,7 @@ def curves_picture(path: pathlib.Path, config: Config, metrics: list[dict[str, A
         "effective_rank": ("effective rank of the features", ceiling),
         "position_share": ("variance that is position alone", 1.0),
         "knn_accuracy": ("k-NN accuracy, training images", None),
+        "linear_accuracy": ("linear accuracy, training images", None),
     }
     panels = {name: panels[name] for name in panels if any(name in row for row in metrics)}
     figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")

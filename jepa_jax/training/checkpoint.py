@@ -226,7 +226,7 @@ def expected_items(folder: pathlib.Path, like: TrainState, objective: Objective)
 
 
 def restore_encoder(folder: pathlib.Path, name: str, objective: Objective) -> Any:
-    """Reads the weights of one encoder.
+    """Reads the weights of one encoder, and no other arrays.
 
     Args:
       folder: of one checkpoint, from `find`.
@@ -244,7 +244,7 @@ def restore_encoder(folder: pathlib.Path, name: str, objective: Objective) -> An
         state = jax.eval_shape(objective.state(1.0).init, params)
         whole = {"params": params, "objective_state": state}
         return read_item(folder / name, at_path(whole, path))
-    return at_path(read_item(folder / "params", params), path[1:])
+    return read_item(folder / "params", params, under=path[1:])
 
 
 def choose_encoder(folder: pathlib.Path, asked: str | None, objective: Objective) -> str:

@@ -31,8 +31,12 @@ _DAMAGE = re.compile(
 _READ_ERROR = os.strerror(errno.EIO)
 
 
-def read_item(folder: pathlib.Path, like: Any) -> Any:
+def read_item(folder: pathlib.Path, like: Any, *, under: tuple[str, ...] = ()) -> Any:
     """One item of a checkpoint, with the shapes, types and shardings of `like`.
+
+    Args:
+      like: the whole item.
+      under: only what is below this path is read, and returned.
 
     Raises:
       UserError: it is incomplete, damaged, of another architecture, or can't be read.
@@ -40,15 +44,30 @@ def read_item(folder: pathlib.Path, like: Any) -> Any:
     # Of several processes, each would have to read again.
     for pause in RETRY_AFTER if jax.process_count() == 1 else ():
         with contextlib.suppress(UnreadableError):
-            return _read_item(folder, like)
+            return _read_item(folder, like, under)
         time.sleep(pause)
-    return _read_item(folder, like)
+    return _read_item(folder, like, under)
 
 
-def _read_item(folder: pathlib.Path, like: Any) -> Any:
+def _read_item(folder: pathlib.Path, like: Any, under: tuple[str, ...]) -> Any:
     with _in_one_line(folder):
         _check_same(folder, like)
-        return ocp.StandardCheckpointer().restore(folder, like)
+        if not under:
+            return ocp.StandardCheckpointer().restore(folder, like)
+        # The standard handler knows no placeholders, so the shardings are said here.
+        wanted = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if _names(path)[: len(under)] == under else ocp.PLACEHOLDER,
+            like,
+        )
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda leaf: leaf.sharding or device, like)
+        arguments = ocp.checkpoint_utils.construct_restore_args(like, shardings)
+        read = ocp.PyTreeCheckpointer().restore(
+            folder, args=ocp.args.PyTreeRestore(wanted, restore_args=arguments)
+        )
+        for name in under:
+            read = read[name]
+        return read
 
 
 def read_arrays(
@@ -73,7 +92,7 @@ def read_arrays(
     as_numpy = structure.unflatten([ocp.RestoreArgs(restore_type=np.ndarray)] * len(leaves))
     checkpointer = ocp.PyTreeCheckpointer()
     for number, path in enumerate(paths):
-        names = tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
+        names = _names(path)
         if names[: len(under)] != under:
             continue
         others = [ocp.PLACEHOLDER] * len(leaves)
@@ -82,6 +101,10 @@ def read_arrays(
         with _in_one_line(folder):
             array = jax.tree.leaves(checkpointer.restore(folder, args=arguments))[number]
         yield names[len(under) :], array
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +41,8 @@ from jepa_jax.training.steps import step_folders
 
 log = logging.getLogger(__name__)
 
+_PROBES = {"knn_accuracy": "k-NN", "linear_accuracy": "linear"}  # as they are said
+
 
 def train(
     config: Config,
@@ -48,7 +50,7 @@ def train(
     *,
     objective: Objective,
     stream: Stream,
-    knn_accuracy: Callable[[Any], float] | None = None,
+    online: Callable[[Any, Sequence[str]], dict[str, float]] | None = None,
     draw: Callable[[int, Any], None] | None = None,
     initialize: Callable[[TrainState], TrainState] | None = None,
     accept_changed_data: bool = False,
@@ -59,8 +61,8 @@ def train(
     Args:
       workdir: receives `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
       stream: the training batches.
-      knn_accuracy: weights of the first encoder -> accuracy; called every
-        `logging.knn_every_steps` steps.
+      online: (weights of the first encoder, names) -> value of each; "knn_accuracy" every
+        `logging.knn_every_steps` steps, "linear_accuracy" every `logging.linear_every_steps`.
       draw: (step, weights of the first encoder) -> None; called at the start, and with each
         checkpoint once it is being saved.
       initialize: changes the state before the first step of a new run.
@@ -122,6 +124,10 @@ def train(
             save(taken, drawn=False)
         return taken
 
+    periods = {
+        "knn_accuracy": config.logging.knn_every_steps,
+        "linear_accuracy": config.logging.linear_every_steps,
+    }
     step = start_step
     trace_from, trace_to = config.profile.steps or (0, 0)
     trace_to = min(trace_to, end_step) if trace_from > start_step else 0
@@ -161,11 +167,13 @@ def train(
                     metrics |= diagnose(at_path(state, encoder), images)
                 run_log.add(step, metrics, written=written)
                 counts.update(counted)
-                if due(step, config.logging.knn_every_steps) and knn_accuracy is not None:
+                probes = [name for name, period in periods.items() if due(step, period)]
+                if probes and online is not None:
                     run_log.settle()  # which this waits for anyway; and rows stay in order
-                    accuracy = knn_accuracy(at_path(state, encoder))
-                    run_log.say(f"step {step}: k-NN accuracy {accuracy:.3f}")
-                    run_log.write(step, {"knn_accuracy": accuracy})
+                    accuracies = online(at_path(state, encoder), probes)
+                    shown = (f"{_PROBES[name]} accuracy {x:.3f}" for name, x in accuracies.items())
+                    run_log.say(f"step {step}: {', '.join(shown)}")
+                    run_log.write(step, accuracies)
                 save_due = due(step, config.checkpoint.every_steps) or save_timer.due(step)
                 if save_due and step < end_step:
                     save(step)

@@ -1,0 +1,74 @@
+"""Features of a whole split of a data set, in files that the probes reuse."""
+
+import pathlib
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jepa_jax.config import MeshConfig
+from jepa_jax.data.sources import open_source
+from jepa_jax.errors import UserError
+from jepa_jax.evaluation.extraction import encode_images
+from jepa_jax.evaluation.feature_files import Taken, chosen_blocks, files_of
+from jepa_jax.evaluation.features import make_pool
+from jepa_jax.opened import Opened
+from jepa_jax.training.sharding import make_mesh
+
+
+def extract_split(
+    opened: Opened,
+    root: pathlib.Path,
+    *,
+    split: Literal["train", "test"] = "train",
+    layers: tuple[int, ...] = (-1,),
+    pooled: bool = True,
+    dtype: Literal["float16", "float32"] = "float32",
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Writes the features of all images of a split; goes on where an earlier call was stopped.
+
+    Beside them lie `labels.npy` and `files.txt`, a line an image, where there are any.
+
+    Args:
+      root: each encoder, split and choice of features has its own folder in it.
+      layers, pooled, dtype: see `Taken`; blocks are counted from the end here.
+
+    Returns:
+      out: the folder; images; features: the shape of one image's.
+
+    Raises:
+      UserError: the folder can't be written, or the encoder has no such blocks.
+      StoppedRunError: more images are bad than `data.bad_share`.
+    """
+    data, trained = opened.config.data, opened.trained
+    taken = Taken(chosen_blocks(layers, trained.model.depth, field="--layers"), pooled, dtype)
+    source = open_source(data, split)
+    files = files_of(root, trained, opened.weights, data, source, split, taken)
+    devices = jax.device_count()
+    pool = make_pool(
+        opened.objective,
+        make_mesh(MeshConfig()) if devices > 1 else None,
+        layers=taken.layers,
+        pooled=pooled,
+    )
+    rows, _ = encode_images(
+        data,
+        source,
+        split,
+        pool,
+        {opened.network: opened.weights},
+        batch_size=-(-batch_size // devices) * devices,  # the same number on each
+        sink=lambda _: files,
+    )
+    try:
+        if source.labels is not None:
+            np.save(files.folder / "labels.npy", source.labels)
+        if source.name is not None:
+            names = (source.describe(i).replace("\n", " ") for i in range(source.num_examples))
+            text = "".join(f"{name}\n" for name in names)
+            (files.folder / "files.txt").write_text(text, errors="surrogateescape")
+    except OSError as error:
+        raise UserError(f"--out {root}: can't be written: {error.strerror}") from error
+    shape = rows[opened.network].shape
+    return {"out": str(files.folder), "images": source.num_examples, "features": shape[1:]}
