@@ -9,14 +9,9 @@ Of a run, the result is also written to WORKDIR/probes/, where jepa_jax.report f
 """
 
 import argparse
-import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
-
-import jax
-import numpy as np
 
 from jepa_jax.command_line import (
     add_checkpoint_arguments,
@@ -32,18 +27,17 @@ from jepa_jax.config import (
     ProbeConfig,
     probe_data,
     resolve_probe,
+    to_dict,
 )
 from jepa_jax.config.files import load_config
 from jepa_jax.data.sources import open_source
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation.report import print_table
-from jepa_jax.evaluation.results import write_result
+from jepa_jax.evaluation.results import table_of, write_result
 from jepa_jax.evaluation.scores import measured, paired
 from jepa_jax.opened import Opened, open_checkpoint
 from jepa_jax.protocols import dense_rows, fine_tuning_rows, head_rows, probe_rows
 from jepa_jax.training.compilation import use_compilation_cache
-
-_MOST_CLASSES = 200  # of a confusion matrix that is written
 
 
 def probe_checkpoint(
@@ -112,9 +106,18 @@ def probe_checkpoint(
         result["comparison"] = paired(of_each["pretrained"], of_each["against"])
     folder = results or (opened.workdir / "probes" if opened.workdir else None)
     if folder is not None:
-        table = _table(config, opened, data, rows, measure, num_test=len(labels))
+        dense = isinstance(config, DenseConfig)
+        table = table_of(
+            rows,
+            class_names=() if dense else open_source(data, "test").class_names,
+            num_train=open_source(data, "train").num_examples,
+            num_test=len(labels),
+        )
+        asked = {"step": opened.step, "data": to_dict(data), "config": to_dict(config)}
         name = _name(name or config.protocol, config, opened, data)
-        written = write_result(folder, name, result | table, per_example=of_each, labels=labels)
+        written = write_result(
+            folder, name, result | table | asked, per_example=of_each, labels=labels
+        )
         result["result"] = str(written)
     return result
 
@@ -140,36 +143,6 @@ def _check_same_size(supervised: Opened, opened: Opened) -> None:
                 f"config.supervised = {supervised.folder}: its model.{field} is {theirs}, and must "
                 f"be {ours}, that of the encoder it is a control for"
             )
-
-
-def _table(
-    config: ProbeConfig,
-    opened: Opened,
-    data: DataConfig,
-    rows: Mapping[str, Mapping[str, Any]],
-    measure: str,
-    *,
-    num_test: int,
-) -> dict[str, Any]:
-    """What the report shows of a result, besides what the command prints."""
-    source = open_source(data, "test")
-    confusion = rows["pretrained"].get("confusion", [])
-    return {
-        "metric": measure,
-        "rows": {
-            row: {key: value for key, value in scores.items() if key != "confusion"}
-            for row, scores in rows.items()
-        },
-        "confusion": confusion if len(confusion) <= _MOST_CLASSES else [],
-        "class_names": [] if isinstance(config, DenseConfig) else list(source.class_names),
-        "num_train": open_source(data, "train").num_examples,
-        "num_test": num_test,
-        "step": opened.step,
-        "data": dataclasses.asdict(data),
-        "config": dataclasses.asdict(config),
-        "versions": {"jax": jax.__version__, "numpy": np.__version__},
-        "device": jax.devices()[0].device_kind,
-    }
 
 
 def main() -> None:

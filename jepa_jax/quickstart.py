@@ -7,16 +7,19 @@ trained on and on the same clothes centred. Run again, it reuses the finished tr
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
 from typing import Any
 
 from jepa_jax.command_line import make_parser, run_command
-from jepa_jax.config import Config, DataConfig, resolve, resolve_probe
+from jepa_jax.config import Config, DataConfig, resolve, resolve_probe, to_dict
 from jepa_jax.config.files import load_config
+from jepa_jax.data.sources import open_source
 from jepa_jax.evaluation.comparison import features_of, probe_each
 from jepa_jax.evaluation.report import print_table, reduced_of
+from jepa_jax.evaluation.results import table_of, write_result
 from jepa_jax.objectives.objective import Objective, initial_encoder
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.train import pretrain
@@ -43,26 +46,52 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     names = ", ".join(str(path) for path in sorted(workdir.glob("*.png")))
     print(f"pictures: {names}", file=sys.stderr)
     print(f"step {result['step']}: probing the {network} and its controls", file=sys.stderr)
+    written = {"network": network, "checkpoint": str(folder), "step": result["step"]}
+    probed = functools.partial(compare, objective, encoders, workdir / "probes", written)
     if config.data.source != "cluttered_fashion_mnist":
-        return compare(config.data, objective, encoders, title="test accuracy")
+        return probed(config.data, title="test accuracy")
     centred = dataclasses.replace(config.data, source="fashion_mnist")
-    return {
-        "centred": compare(centred, objective, encoders, title="centred clothes"),
-        **compare(config.data, objective, encoders, title="cluttered clothes"),
+    accuracies = {
+        "centred": probed(centred, title="centred clothes"),
+        **probed(config.data, title="cluttered clothes"),
     }
+    print(f"all of it on one page: python -m jepa_jax.report {workdir}", file=sys.stderr)
+    return accuracies
 
 
 def compare(
-    data: DataConfig, objective: Objective, encoders: dict[str, Any], *, title: str
+    objective: Objective,
+    encoders: dict[str, Any],
+    results_folder: pathlib.Path,
+    written: dict[str, Any],
+    data: DataConfig,
+    *,
+    title: str,
 ) -> dict[str, dict[str, float]]:
-    """Probes the encoders and raw pixels on some data, and prints the table."""
+    """Probes the encoders and raw pixels on some data, prints the table, and writes the results.
+
+    Args:
+      written: of the checkpoint, what stands in the results.
+    """
     representations = features_of(data, objective, encoders, batch_size=250, pixels=True)
     results = {}
     for name in _PROBES:
         probe_config = resolve_probe(load_config(f"configs/probe/{name}.py", []))
         results[name] = probe_each(probe_config, representations)
-    num_test = len(representations["pretrained"].test.labels)
+    own = representations["pretrained"]
+    num_test, class_names = len(own.test.labels), open_source(data, "test").class_names
     print_table(results, title=title, reduced=reduced_of(representations), num_test=num_test)
+    for name, rows in results.items():
+        table = table_of(
+            rows, class_names=class_names, num_train=len(own.train.labels), num_test=num_test
+        )
+        write_result(
+            results_folder,
+            f"{name}-{data.source}-{written['step']}",
+            {"protocol": name, "data": to_dict(data)} | written | table,
+            per_example={which: result["per_example"] for which, result in rows.items()},
+            labels=own.test.labels,
+        )
     return {
         name: {which: result["accuracy"] for which, result in rows.items()}
         for name, rows in results.items()

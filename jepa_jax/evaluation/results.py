@@ -7,13 +7,45 @@ image whether it was told right, or its error, and the labels: so that two can b
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jepa_jax.errors import UserError
-from jepa_jax.evaluation.scores import paired
+from jepa_jax.evaluation.scores import measured, paired
+
+_MOST_CLASSES = 200  # of a confusion matrix that is written
+
+
+def table_of(
+    rows: Mapping[str, Mapping[str, Any]],
+    *,
+    class_names: Sequence[str],
+    num_train: int,
+    num_test: int,
+) -> dict[str, Any]:
+    """What the report shows of a result.
+
+    Args:
+      rows: representation -> what `scores.score` gives; "pretrained" is among them.
+    """
+    confusion = rows["pretrained"].get("confusion", [])
+    left_out = ("confusion", "per_example", "labels")
+    return {
+        "metric": measured(rows["pretrained"]),
+        "rows": {
+            row: {key: value for key, value in scores.items() if key not in left_out}
+            for row, scores in rows.items()
+        },
+        "confusion": confusion if len(confusion) <= _MOST_CLASSES else [],
+        "class_names": list(class_names),
+        "num_train": num_train,
+        "num_test": num_test,
+        "versions": {"jax": jax.__version__, "numpy": np.__version__},
+        "device": jax.devices()[0].device_kind,
+    }
 
 
 def write_result(
