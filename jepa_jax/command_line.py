@@ -127,6 +127,11 @@ def run_command(
             traceback.print_exc()
         print(f"error: {error}".replace("\n", " "), file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        if show_traceback:
+            traceback.print_exc()
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)  # as shells do
     if result is not None:
         print(json.dumps(result))
 

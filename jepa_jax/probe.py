@@ -30,9 +30,10 @@ from jepa_jax.config import (
     to_dict,
 )
 from jepa_jax.config.files import load_config
-from jepa_jax.data.sources import open_source
+from jepa_jax.data.sources import open_source, subset_index
 from jepa_jax.errors import UserError
-from jepa_jax.evaluation.report import print_table
+from jepa_jax.evaluation.comparison import say
+from jepa_jax.evaluation.report import comparison_line, print_table
 from jepa_jax.evaluation.results import table_of, write_result
 from jepa_jax.evaluation.scores import measured, paired
 from jepa_jax.opened import Opened, open_checkpoint
@@ -78,6 +79,8 @@ def probe_checkpoint(
     if isinstance(config, FineTuneConfig):
         if workdir is None:
             raise UserError("--workdir DIR: is needed by the protocol fine_tune, for its runs")
+        if features is not None:
+            raise UserError(f"--features {features}: fine-tuning keeps none; leave it out")
         rows = fine_tuning_rows(config, opened, others, data, workdir)
     elif isinstance(config, DenseConfig):
         if features is not None:
@@ -104,13 +107,14 @@ def probe_checkpoint(
     }
     if against is not None:
         result["comparison"] = paired(of_each["pretrained"], of_each["against"])
+        say(comparison_line(result["comparison"]))
     folder = results or (opened.workdir / "probes" if opened.workdir else None)
     if folder is not None:
         dense = isinstance(config, DenseConfig)
         table = table_of(
             rows,
             class_names=() if dense else open_source(data, "test").class_names,
-            num_train=open_source(data, "train").num_examples,
+            num_train=_num_train(config, data),
             num_test=len(labels),
         )
         asked = {"step": opened.step, "data": to_dict(data), "config": to_dict(config)}
@@ -123,9 +127,11 @@ def probe_checkpoint(
 
 
 def _name(first: str, config: ProbeConfig, opened: Opened, data: DataConfig) -> str:
-    """Of a result, so that another probe, other labels or other images don't replace it."""
+    """Of a result, so that another probe, encoder, labels or images don't replace it."""
     low_shot = getattr(config, "low_shot", None)
     parts = [first]
+    if opened.network != next(iter(opened.objective.encoders)):
+        parts.append(opened.network)
     if low_shot is not None:
         share = "" if low_shot.share is None else f"{100 * low_shot.share:g}pct"
         parts.append(share or (f"{low_shot.per_class}each" if low_shot.per_class else "listed"))
@@ -133,6 +139,14 @@ def _name(first: str, config: ProbeConfig, opened: Opened, data: DataConfig) -> 
     if (data.source, data.path) != (trained.source, trained.path):
         parts.append(pathlib.PurePath(data.path).name if data.path else data.source)
     return "-".join([*parts, str(opened.step or opened.folder.name)])
+
+
+def _num_train(config: ProbeConfig, data: DataConfig) -> int:
+    """Training images; of a low-shot probe those of one split."""
+    source, low_shot = open_source(data, "train"), getattr(config, "low_shot", None)
+    if low_shot is None:
+        return source.num_examples
+    return len(subset_index(low_shot.subset(config.seed), source))
 
 
 def _check_same_size(supervised: Opened, opened: Opened) -> None:

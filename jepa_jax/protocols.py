@@ -117,7 +117,10 @@ def head_rows(
     wanted = ("tokens",) if config.protocol == "attentive" else config.features
     mesh = make_mesh(MeshConfig())
     rows: Rows = {}
-    for name, (one, weights) in _encoders(config, opened, others).items():
+    encoders = _encoders(config, opened, others)
+    if config.protocol == "attentive":
+        _check_num_heads(config, encoders)  # of all, before the first is trained
+    for name, (one, weights) in encoders.items():
         backbone = of_encoder(name, one.objective, weights, one.config, mesh, features=wanted)
         progress = None
         if features is not None:
@@ -127,14 +130,18 @@ def head_rows(
                 data,
                 sources["train"],
                 split="train",
-                features=to_dict(config) | ({"label": data.label} if data.label else {}),
+                features=to_dict(config)
+                | {"label": data.label, "labels": _labels_digest(sources["train"])},
             )
             digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
             progress = features / f"heads-{digest[:16]}.npz"
-        rows[name] = train_heads(config, data, sources, backbone, progress=progress)
+        rows[name] = train_heads(config, data, sources, backbone, progress=progress, warn=not rows)
     if config.controls:
         backbone = of_pixels(opened.config, data, mesh, features=wanted)
-        rows[backbone.name] = train_heads(_without_grid(config), data, sources, backbone)
+        of_patch = opened.config.model.patch_size**2 * data.channels
+        rows[backbone.name] = train_heads(
+            _for_pixels(config, of_patch), data, sources, backbone, warn=False
+        )
     return rows
 
 
@@ -218,9 +225,26 @@ def _encoders(
     return encoders | {name: (other, other.weights) for name, other in others.items()}
 
 
-def _without_grid(config: HeadsConfig) -> HeadsConfig:
-    """Pixels have no blocks: one kind of features is enough."""
-    return dataclasses.replace(config, features=("last",))
+def _for_pixels(config: HeadsConfig, width: int) -> HeadsConfig:
+    """Pixels have no blocks: one kind of features is enough. Nor did anyone choose their width: of
+    attention heads there are as many as divide it, up to those configured."""
+    num_heads = max(n for n in range(1, config.num_heads + 1) if width % n == 0)
+    return dataclasses.replace(config, features=("last",), num_heads=num_heads)
+
+
+def _check_num_heads(config: HeadsConfig, encoders: Mapping[str, tuple[Opened, Any]]) -> None:
+    for name, (one, _) in encoders.items():
+        width = one.config.model.embed_dim
+        if width % config.num_heads:
+            raise UserError(
+                f"config.num_heads = {config.num_heads}: must divide {width}, the width of the "
+                f"{name.replace('_', ' ')} encoder's features"
+            )
+
+
+def _labels_digest(source: Source) -> str:
+    """The digest of a source is of its images alone; heads learn from labels too."""
+    return hashlib.sha256(np.ascontiguousarray(source.labels).tobytes()).hexdigest()
 
 
 def _files(

@@ -108,9 +108,9 @@ def train_dense(
             targets = train.targets[batch.numbers]
             params, state, loss = step(params, state, batch.tokens, targets, batch.real)
             losses.append(loss)
-        mean = np.mean(jax.device_get(losses), axis=0)
+        mean, shown = np.mean(jax.device_get(losses), axis=0), backbone.name.replace("_", " ")
         say(
-            f"{backbone.name}: epoch {epoch + 1} of {config.epochs}, losses of {len(mean)} heads "
+            f"{shown}: epoch {epoch + 1} of {config.epochs}, losses of {len(mean)} heads "
             f"{mean.min():.3f} to {mean.max():.3f}, {time.monotonic() - start:.0f} s"
         )
     sum_up = _make_sums(head)

@@ -82,7 +82,10 @@ def encode_images(
     start = min((one.done for one in sinks.values()), default=n)
     if start < n:
         found = f", {start:,} of them in files already" if start else ""
-        _say(f"encoding {n:,} {split} images{found} ...")
+        if control is not None and all(sinks[name].done == n for name in encoders):
+            _say(f"reading {n:,} {split} images for the control; the features are in files ...")
+        else:
+            _say(f"encoding {n:,} {split} images{found} ...")
     _encode(data, source, pool, encoders, sinks, control, start, batch_size=batch_size, name=split)
     bad = next(iter(sinks.values())).bad() if sinks else np.empty(0, np.int64)
     if too_many_bad(len(bad), n, data.bad_share):

@@ -4,9 +4,11 @@ The heads are trained on part of the training images, the best is chosen on the 
 images are used once, for that one.
 """
 
+import contextlib
 import os
 import pathlib
 import time
+import zipfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -61,12 +63,14 @@ def train_heads(
     backbone: Backbone,
     *,
     progress: pathlib.Path | None = None,
+    warn: bool = True,
 ) -> dict[str, Any]:
     """Trains the whole grid, chooses, and tests.
 
     Args:
       sources: "train" and "test", with labels.
       progress: file that the heads are saved to after each epoch, and go on from; None: nowhere.
+      warn: say so where LARS can't move the heads in so few steps.
 
     Returns:
       as `probes.probe`.
@@ -86,7 +90,7 @@ def train_heads(
         )
     shapes = backbone.shapes(data, train)
     grid = _grid(config, task, steps, shapes)
-    if config.optimizer == "lars" and reach(grid, steps * config.epochs) < 1:
+    if warn and config.optimizer == "lars" and reach(grid, steps * config.epochs) < 1:
         say(
             "warning: in so few steps LARS can't move the heads by their own length: they stay "
             "near their random start; raise config.lr or config.epochs, lower "
@@ -104,9 +108,9 @@ def train_heads(
                 state, batch.features, on_device(batch.labels), jnp.asarray(batch.weights)
             )
             losses.append(loss)
-        mean = np.mean(jax.device_get(losses), axis=0)
+        mean, shown = np.mean(jax.device_get(losses), axis=0), backbone.name.replace("_", " ")
         say(
-            f"{backbone.name}: epoch {first + epoch + 1} of {config.epochs}, losses of "
+            f"{shown}: epoch {first + epoch + 1} of {config.epochs}, losses of "
             f"{len(mean)} heads {mean.min():.3f} to {mean.max():.3f}, "
             f"{time.monotonic() - start:.0f} s"
         )
@@ -265,10 +269,17 @@ def _choose_and_test(
 
 def _save(path: pathlib.Path, state: HeadState, epochs: int) -> None:
     leaves: Any = {f"leaf_{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez(temporary, epochs=epochs, **leaves)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, epochs=epochs, **leaves)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"--features {path.parent}: can't be written: {error.strerror or error}"
+        ) from error
 
 
 def _load(path: pathlib.Path, like: HeadState) -> tuple[HeadState, int]:
@@ -286,7 +297,7 @@ def _load(path: pathlib.Path, like: HeadState) -> tuple[HeadState, int]:
             epochs = int(saved["epochs"])
         if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in found]:
             raise ValueError("it holds heads of other shapes")
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: can't go on from it: {error}; move it away") from error
     say(f"going on after {epochs} epochs: {path}")
     return jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in found]), epochs

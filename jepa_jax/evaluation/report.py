@@ -66,6 +66,15 @@ def print_table(
     print("\n".join(lines) + "\n", file=sys.stderr)
 
 
+def comparison_line(found: Mapping[str, Any]) -> str:
+    """What `scores.paired` says of the pretrained encoder and another, in a sentence."""
+    low, high = found["interval"]
+    return (
+        f"pretrained less against, on the same images: {found['difference']:+.3f} "
+        f"(95 % {low:+.3f} to {high:+.3f}), p = {found['p_value']:.2g} ({found['test']})"
+    )
+
+
 def reduced_of(representations: Mapping[str, Representation]) -> dict[str, dict[str, int]]:
     """Those that were reduced: name -> columns before, and principal components after."""
     return {name: found.reduced for name, found in representations.items() if found.reduced}

@@ -7,6 +7,7 @@ image whether it was told right, or its error, and the labels: so that two can b
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -114,7 +115,7 @@ def compare(first: pathlib.Path, second: pathlib.Path, *, row: str = "pretrained
             with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
                 values.append(arrays[f"row_{row}"])
                 labels.append(arrays["labels"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"--against {path.with_suffix('.npz')}: can't be read: {error}"
             ) from error
