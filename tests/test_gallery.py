@@ -1,7 +1,9 @@
 """What a run draws of itself, and its k-NN between training images."""
 
 import dataclasses
+import io
 import logging
+import struct
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from conftest import stream_of
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
+from tensorboardX.proto.event_pb2 import Event
 
 from jepa_jax.config import resolve
 from jepa_jax.data.pipeline import eval_batches
@@ -35,6 +38,22 @@ def bars(number, labels=True):
     return array_source(images, classes if labels else None, names, (28, 28))
 
 
+def tensorboard_pictures(workdir):
+    """(step, name, pixels) of each; a record is its length, a checksum, itself, a checksum."""
+    found = []
+    for path in (workdir / "tensorboard").iterdir():
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += 12 + length + 4
+            for value in event.summary.value:
+                if value.HasField("image"):
+                    png = io.BytesIO(value.image.encoded_image_string)
+                    found.append((event.step, value.tag, np.asarray(Image.open(png))))
+    return found
+
+
 @pytest.fixture
 def config(tiny):
     tiny.objective.masks.target_scale = (0.25, 0.25)
@@ -51,16 +70,25 @@ def test_a_run_draws_masks_at_its_start_and_the_rest_when_it_saves(config, tmp_p
     seen = []
 
     def watched(step, weights):
-        draw(step, weights)
+        drawn = draw(step, weights)
         seen.append((step, sorted(path.name for path in tmp_path.glob("*.png"))))
+        return drawn
 
     train(config, tmp_path, objective=objective, stream=stream, draw=watched)
     assert seen == [
         (0, ["masks.png"]),
         (4, ["curves.png", "feature_pca.png", "masks.png"]),
     ]
-    for path in tmp_path.glob("*.png"):
+    shown = tensorboard_pictures(tmp_path)
+    assert sorted((step, name) for step, name, _ in shown) == [
+        (0, "masks"),
+        (4, "curves"),
+        (4, "feature_pca"),
+    ]
+    for _, name, pixels in shown:
+        path = tmp_path / f"{name}.png"
         assert path.stat().st_size > 3000
+        np.testing.assert_array_equal(pixels, np.asarray(Image.open(path).convert("RGB")))
 
 
 def test_a_picture_that_can_not_be_drawn_does_not_stop_the_run(
@@ -95,7 +123,7 @@ def test_a_run_also_saves_when_the_minutes_are_over(config, tmp_path, monkeypatc
         tmp_path,
         objective=objective,
         stream=stream_of(config, source),
-        draw=lambda step, weights: saved.append(step),
+        draw=lambda step, weights: saved.append(step) or [],
     )
     # Six minutes after the start nothing, after twelve step 2; then again; the end is saved anyway.
     assert saved == [0, 2, 4]

@@ -110,6 +110,7 @@ class LoggingConfig:
     diagnostics_every_steps: Positive | None = None  # signs of collapse; None: never
     knn_every_steps: Positive | None = None  # k-NN on held-out training images; None: never
     linear_every_steps: Positive | None = None  # the same with a linear head; None: never
+    wandb: str | None = None  # project in Weights & Biases to log to as well; None: never
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

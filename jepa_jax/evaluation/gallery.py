@@ -2,7 +2,7 @@
 
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -29,8 +29,8 @@ _MASK_ROWS = 4
 
 def make_gallery(
     config: Config, objective: Objective, source: Source, stream: Stream, workdir: pathlib.Path
-) -> Callable[[int, Any], None] | None:
-    """A function (step, weights of the first encoder) -> None that draws.
+) -> Callable[[int, Any], list[pathlib.Path]] | None:
+    """A function (step, weights of the first encoder) -> PNG files that it drew.
 
     At step 0 it draws `masks.png`; later `curves.png`, and `feature_pca.png`: principal components
     of the features of ten training images, at the start and now. Of several processes all must call
@@ -57,39 +57,46 @@ def make_gallery(
     encode, first = make_encode(objective, mesh), jax.process_index() == 0
     tokens_file = workdir / "feature_pca_start.npy"
 
-    def masks() -> None:
+    def masks() -> Iterator[pathlib.Path]:
         if objective.needs.masks is not None:
             rows = np.arange(min(_MASK_ROWS, config.batch_size))
             batch, path = next(stream.batches(0, 1, rows)), workdir / "masks.png"
             masks_picture(path, config, objective.needs, batch, [""] * len(rows))
+            yield path
 
-    def curves_and_components(step: int, tokens: np.ndarray) -> None:
-        curves_picture(workdir / "curves.png", config, read_metrics(workdir / "metrics.jsonl"))
+    def curves_and_components(step: int, tokens: np.ndarray) -> Iterator[pathlib.Path]:
+        path = workdir / "curves.png"
+        curves_picture(path, config, read_metrics(workdir / "metrics.jsonl"))
+        yield path
         rows = {"at the start": np.load(tokens_file)} if tokens_file.exists() else {}
         rows[f"step {step}"] = tokens
         path = workdir / "feature_pca.png"
         pca_picture(path, images[: len(index)], rows, config.grid)
+        yield path
 
-    def components(step: int, weights: Any) -> None:
+    def components(step: int, weights: Any) -> Iterator[pathlib.Path]:
         tokens = np.asarray(jax.device_get(encode(weights, images)))[: len(index)]  # [n, N, D]
         if step == 0 and first:
             np.save(tokens_file, tokens)
         elif first:
-            curves_and_components(step, tokens)
+            yield from curves_and_components(step, tokens)
 
-    def draw(step: int, weights: Any) -> None:
-        if step == 0 and first:
-            _safely(masks)
-        _safely(components, step, weights)
+    def draw(step: int, weights: Any) -> list[pathlib.Path]:
+        of_start = _drawn(masks()) if step == 0 and first else []
+        return of_start + _drawn(components(step, weights))
 
     return draw
 
 
-def _safely(function: Callable[..., None], *arguments: Any) -> None:
+def _drawn(pictures: Iterator[pathlib.Path]) -> list[pathlib.Path]:
+    """Those that are drawn before something goes wrong."""
+    paths = []
     try:
-        function(*arguments)
+        for path in pictures:
+            paths.append(path)
     except Exception as error:  # a picture is not worth a run
         log.warning("a picture could not be drawn: %s: %s", type(error).__name__, error)
+    return paths
 
 
 def shown_examples(source: Source) -> np.ndarray:

@@ -38,6 +38,7 @@ from jepa_jax.training.sharding import batch_sharding, local_rows
 from jepa_jax.training.stalls import Interrupted, in_time
 from jepa_jax.training.state import TrainState
 from jepa_jax.training.steps import step_folders
+from jepa_jax.training.wandb_log import check_installed
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def train(
     objective: Objective,
     stream: Stream,
     online: Callable[[Any, Sequence[str]], dict[str, float]] | None = None,
-    draw: Callable[[int, Any], None] | None = None,
+    draw: Callable[[int, Any], Sequence[pathlib.Path]] | None = None,
     initialize: Callable[[TrainState], TrainState] | None = None,
     accept_changed_data: bool = False,
     verify: bool = True,
@@ -59,12 +60,12 @@ def train(
     """Trains to the end of the last epoch, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-      workdir: receives `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
+      workdir: receives `checkpoints/`, `metrics.jsonl`, `tensorboard/` and more.
       stream: the training batches.
       online: (weights of the first encoder, names) -> value of each; "knn_accuracy" every
         `logging.knn_every_steps` steps, "linear_accuracy" every `logging.linear_every_steps`.
-      draw: (step, weights of the first encoder) -> None; called at the start, and with each
-        checkpoint once it is being saved.
+      draw: (step, weights of the first encoder) -> PNG files that it wrote; called at the start,
+        and with each checkpoint once it is being saved.
       initialize: changes the state before the first step of a new run.
       accept_changed_data: go on with other images than the newest checkpoint was trained on.
       verify: compare the checkpoint to go on from with the digests in its manifest.
@@ -78,6 +79,8 @@ def train(
       StoppedRunError: steps in a row were not finite, or an image could not be read.
       PreemptedError: SIGTERM or SIGINT came; the state has been saved.
     """
+    if jax.process_index() == 0:  # the only one that needs it
+        check_installed(config.logging.wandb)
     end_step = config.epochs * stream.steps_per_epoch
     setup = set_up(
         config,
@@ -100,11 +103,13 @@ def train(
         return {"step": start_step, "loss": None}
 
     encoder = next(iter(objective.encoders.values()))
+    pictures: Sequence[pathlib.Path] = ()
     if draw is not None and start_step == 0:
-        draw(0, at_path(state, encoder))  # something to look at while the step is compiled
+        pictures = draw(0, at_path(state, encoder))  # to look at while the step is compiled
     step_for = _compile(config, workdir, setup, state, stream, start_step)
     diagnose = make_diagnostics(objective, setup.mesh)
     run_log = RunLog(config, workdir, start_step=start_step, end_step=end_step)
+    run_log.show(0, pictures)
     manager = checkpoint.make_manager(workdir, config, newest=start_step, spikes=run_log.spikes)
     counts, save_timer = collections.Counter[str](), Timer(config.checkpoint.every_minutes)
 
@@ -113,7 +118,7 @@ def train(
         checkpoint.save(manager, state, config, objective, stream.identity)
         save_timer.reset()
         if draw is not None and drawn:
-            draw(step, at_path(state, encoder))
+            run_log.show(step, draw(step, at_path(state, encoder)))
 
     alone = jax.process_count() == 1
 
@@ -136,7 +141,7 @@ def train(
         jax.debug_nans(config.debug),
         contextlib.ExitStack() as closing,  # each, whatever goes wrong with the others
     ):
-        closing.callback(run_log.close)
+        closing.push(lambda error, *_: run_log.close(failed=error is not None))
         closing.callback(manager.close)
         closing.callback(manager.wait_until_finished)
         closing.callback(step_for.cancel)

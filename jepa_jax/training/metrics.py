@@ -8,6 +8,9 @@ import shutil
 import sys
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 # tensorboardX imports PyTorch where it is installed: seconds, for tensors that we don't have.
 _hidden = "torch" not in sys.modules
 if _hidden:
@@ -53,6 +56,12 @@ class MetricsWriter:
         self._file.flush()
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
+
+    def show(self, step: int, picture: pathlib.Path) -> None:
+        """Copies a PNG file into TensorBoard, under its name."""
+        with Image.open(picture) as image:
+            pixels = np.asarray(image.convert("RGB"))  # [H, W, 3]
+        self._tensorboard.add_image(picture.stem, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         self._file.close()

@@ -4,6 +4,7 @@ import collections
 import logging
 import math
 import pathlib
+from collections.abc import Sequence
 
 import jax
 
@@ -16,6 +17,7 @@ from jepa_jax.training.progress import Progress
 from jepa_jax.training.run_record import write_run_record
 from jepa_jax.training.stalls import Watchdog
 from jepa_jax.training.verdict import verdict
+from jepa_jax.training.wandb_log import WandbLog
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +40,15 @@ class RunLog:
     """
 
     def __init__(self, config: Config, workdir: pathlib.Path, *, start_step: int, end_step: int):
-        """Raises OSError where nothing can be written."""
+        """Raises OSError where nothing can be written; UserError: see `WandbLog`."""
         first = jax.process_index() == 0
         self._config = config
         self._writer = MetricsWriter(workdir, start_step=start_step) if first else None
+        self._wandb = None
         if first:
             write_run_record(workdir, start_step=start_step)
+            if config.logging.wandb is not None:
+                self._wandb = WandbLog(config, workdir)
         self._progress = Progress(
             start_step=start_step, end_step=end_step, batch_size=config.batch_size, shown=first
         )
@@ -166,6 +171,16 @@ class RunLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         if self._writer is not None:
             self._writer.write(step, values)
+        if self._wandb is not None:
+            self._wandb.write(step, values)
+
+    def show(self, step: int, pictures: Sequence[pathlib.Path]) -> None:
+        """Copies PNG files, which were drawn after `step` steps, to where the numbers are shown."""
+        if self._writer is not None:
+            for picture in pictures:
+                self._writer.show(step, picture)
+        if self._wandb is not None and pictures:
+            self._wandb.show(step, pictures)
 
     def say(self, line: str) -> None:
         self._progress.say(line)
@@ -174,8 +189,11 @@ class RunLog:
         """What is wrong with the run, which has taken all its steps; None: nothing was seen."""
         return end_of(self.rows, high_for=self._losses.high_for, ceiling=self._ceiling)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
+        """Args: failed: the run ends early."""
         self._watchdog.close()
         self._progress.close()
         if self._writer is not None:
             self._writer.close()
+        if self._wandb is not None:  # last: it may wait for a network
+            self._wandb.close(failed=failed or self.wrong_at_end() is not None)
