@@ -22,6 +22,7 @@ from jepa_jax.config import (
 )
 from jepa_jax.data.sources import Source, open_source, restricted, subset_index
 from jepa_jax.data.targets import read_targets
+from jepa_jax.errors import UserError
 from jepa_jax.evaluation.backbones import of_encoder, of_pixels
 from jepa_jax.evaluation.comparison import SinkOf, features_of, labelled_sources, probe_each
 from jepa_jax.evaluation.dense import Scene, train_dense
