@@ -4,13 +4,18 @@ import pathlib
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from jepa_jax.config import MeshConfig
 from jepa_jax.data.sources import open_source
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation.extraction import encode_images
-from jepa_jax.evaluation.feature_files import Taken, chosen_blocks, files_of
+from jepa_jax.evaluation.feature_files import (
+    Taken,
+    chosen_blocks,
+    files_of,
+    save_array,
+    write_bytes,
+)
 from jepa_jax.evaluation.features import make_pool
 from jepa_jax.opened import Opened
 from jepa_jax.training.sharding import make_mesh
@@ -63,11 +68,11 @@ def extract_split(
     )
     try:
         if source.labels is not None:
-            np.save(files.folder / "labels.npy", source.labels)
+            save_array(files.folder / "labels.npy", source.labels)
         if source.name is not None:
             names = (source.describe(i).replace("\n", " ") for i in range(source.num_examples))
             text = "".join(f"{name}\n" for name in names)
-            (files.folder / "files.txt").write_text(text, errors="surrogateescape")
+            write_bytes(files.folder / "files.txt", text.encode(errors="surrogateescape"))
     except OSError as error:
         raise UserError(f"--out {root}: can't be written: {error.strerror}") from error
     shape = rows[opened.network].shape

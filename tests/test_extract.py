@@ -183,6 +183,7 @@ def test_a_split_goes_to_the_files_that_the_probe_reuses_and_is_gone_on_with(
     shutil.copytree(folder, cut)
     numbers = sorted(cut.glob("features-*.npy"))
     numbers[-1].unlink()
+    before = (cut / "labels.npy").stat().st_ino  # which who reads it now keeps
     read = []
 
     def counted(data, source, *, index, **rest):
@@ -194,3 +195,5 @@ def test_a_split_goes_to_the_files_that_the_probe_reuses_and_is_gone_on_with(
     assert read == list(range(600 * (len(numbers) - 1), count))
     for path in folder.iterdir():
         assert path.read_bytes() == (cut / path.name).read_bytes()
+    assert (cut / "labels.npy").stat().st_ino != before
+    assert len(list(cut.iterdir())) == len(list(folder.iterdir()))

@@ -116,7 +116,7 @@ def test_an_offline_run_has_numbers_pictures_and_config_and_a_resumed_one_goes_o
         exits += [x.exit.exit_code for x in found if x.WhichOneof("record_type") == "exit"]
     assert runs[0].run_id == runs[1].run_id == (tmp_path / "wandb_id.txt").read_text().strip()
     assert {run.project for run in runs} == {"pictures-of-clothes"}
-    assert {run.display_name for run in runs} == {tmp_path.name}
+    assert [run.display_name for run in runs] == [tmp_path.name, ""]
     sent = {item.key: json.loads(item.value_json) for item in runs[1].config.update}
     assert sent["model"]["embed_dim"] == 16
     assert sent["batch_size"] == 16

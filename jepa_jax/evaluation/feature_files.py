@@ -62,7 +62,7 @@ class FeatureFiles:
         self._bad: list[int] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / "identity.json", text.encode())
+            write_bytes(self.folder / "identity.json", text.encode())
         except OSError as error:
             raise UserError(f"{root}: can't be written: {error.strerror}") from error
         while self.done < count and self._complete(self.done // self._per_file):
@@ -87,8 +87,8 @@ class FeatureFiles:
             now, later = rows[: self._per_file], rows[self._per_file :]
             number, end = self.done // self._per_file, self.done + len(now)
             bad_here = np.array([i for i in self._bad if i < end], np.int64)
-            _save(self._path("bad", number), bad_here)
-            _save(self._path("features", number), now)  # the last to come: now it counts
+            save_array(self._path("bad", number), bad_here)
+            save_array(self._path("features", number), now)  # the last to come: now it counts
             self._bad = [i for i in self._bad if i >= end]
             self._rows, held, self.done = [later], len(later), end
 
@@ -204,7 +204,8 @@ def weights_digest(weights: Any) -> str:
     return digest.hexdigest()
 
 
-def _save(path: pathlib.Path, array: np.ndarray) -> None:
+def save_array(path: pathlib.Path, array: np.ndarray) -> None:
+    """Writes a .npy file that is there as a whole, or as it was before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         np.save(file, array)
@@ -213,7 +214,8 @@ def _save(path: pathlib.Path, array: np.ndarray) -> None:
     os.replace(temporary, path)
 
 
-def _write(path: pathlib.Path, content: bytes) -> None:
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file that is there as a whole, or as it was before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
     os.replace(temporary, path)

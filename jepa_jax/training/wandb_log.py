@@ -40,13 +40,14 @@ class WandbLog:
         import wandb
 
         self._run: Any = None
+        begun = (workdir / ID_FILE).exists()
         try:
             self._run = wandb.init(
                 project=config.logging.wandb,
                 id=_run_id(workdir),
                 resume="allow",
                 allow_val_change=True,  # a resumed run may have another learning rate
-                name=workdir.absolute().name,
+                name=None if begun else workdir.absolute().name,  # the user may have changed it
                 dir=str(workdir.absolute()),
                 config=to_dict(config),
                 settings=wandb.Settings(console="off"),  # the progress bar is no log
