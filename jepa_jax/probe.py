@@ -34,7 +34,7 @@ from jepa_jax.data.sources import open_source, subset_index
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation.comparison import say
 from jepa_jax.evaluation.report import comparison_line, print_table
-from jepa_jax.evaluation.results import table_of, write_result
+from jepa_jax.evaluation.results import check_folder, table_of, write_result
 from jepa_jax.evaluation.scores import measured, paired
 from jepa_jax.opened import Opened, open_checkpoint
 from jepa_jax.protocols import dense_rows, fine_tuning_rows, head_rows, probe_rows
@@ -70,11 +70,15 @@ def probe_checkpoint(
     opened = open_checkpoint(path, network, verify=verify)
     others = {}
     if config.supervised is not None:
-        others["supervised"] = open_checkpoint(config.supervised, verify=verify)
+        others["supervised"] = _open_other("config.supervised =", config.supervised, verify)
         _check_same_size(others["supervised"], opened)
     if against is not None:
-        others["against"] = open_checkpoint(against, verify=verify)
+        others["against"] = _open_other("--against", against, verify)
     data = probe_data(config, opened.config)
+    folder = results or (opened.workdir / "probes" if opened.workdir else None)
+    for flag, written in (("--results", folder), ("--features", features)):
+        if written is not None:
+            check_folder(flag, written)
     reduced: dict[str, dict[str, int]] = {}
     if isinstance(config, FineTuneConfig):
         if workdir is None:
@@ -108,7 +112,6 @@ def probe_checkpoint(
     if against is not None:
         result["comparison"] = paired(of_each["pretrained"], of_each["against"])
         say(comparison_line(result["comparison"]))
-    folder = results or (opened.workdir / "probes" if opened.workdir else None)
     if folder is not None:
         dense = isinstance(config, DenseConfig)
         table = table_of(
@@ -127,7 +130,7 @@ def probe_checkpoint(
 
 
 def _name(first: str, config: ProbeConfig, opened: Opened, data: DataConfig) -> str:
-    """Of a result, so that another probe, encoder, labels or images don't replace it."""
+    """Of a result, so that another probe, encoder, labels, images or size don't replace it."""
     low_shot = getattr(config, "low_shot", None)
     parts = [first]
     if opened.network != next(iter(opened.objective.encoders)):
@@ -138,7 +141,16 @@ def _name(first: str, config: ProbeConfig, opened: Opened, data: DataConfig) -> 
     trained = opened.config.data
     if (data.source, data.path) != (trained.source, trained.path):
         parts.append(pathlib.PurePath(data.path).name if data.path else data.source)
+    if data.image_size != trained.image_size:
+        parts.append("x".join(map(str, data.image_size)))
     return "-".join([*parts, str(opened.step or opened.folder.name)])
+
+
+def _open_other(field: str, path: str | os.PathLike, verify: bool) -> Opened:
+    try:
+        return open_checkpoint(path, verify=verify)
+    except UserError as error:
+        raise UserError(f"{field} {error}") from error
 
 
 def _num_train(config: ProbeConfig, data: DataConfig) -> int:

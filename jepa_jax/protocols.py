@@ -34,6 +34,7 @@ from jepa_jax.evaluation.feature_files import (
     identity_of,
 )
 from jepa_jax.evaluation.head_training import train_heads
+from jepa_jax.evaluation.probes import check_probe
 from jepa_jax.evaluation.report import reduced_of
 from jepa_jax.evaluation.scores import over_splits, score
 from jepa_jax.evaluation.tasks import task_of
@@ -67,6 +68,9 @@ def probe_rows(
     sources, splits = labelled_sources(data), list[np.ndarray]()
     if config.low_shot is not None:
         sources["train"], splits = _few(config.low_shot, config.seed, sources["train"])
+    labels: Any = sources["train"].labels
+    for index in splits or [np.arange(len(labels))]:
+        check_probe(config, labels[index])  # before hours of encoding
 
     def represented(one: Opened, encoders: dict[str, Any], pixels: bool) -> Any:
         depth = one.config.model.depth
@@ -96,7 +100,10 @@ def probe_rows(
 
 def _few(low_shot: LowShotConfig, seed: int, source: Source) -> tuple[Source, list[np.ndarray]]:
     """The images of all splits, and the numbers among them of those of each split."""
-    drawn = [subset_index(low_shot.subset(seed + i), source) for i in range(low_shot.splits)]
+    drawn = [
+        subset_index(low_shot.subset(seed + i), source, field="config.low_shot")
+        for i in range(low_shot.splits)
+    ]
     union = np.unique(np.concatenate(drawn))
     return restricted(source, union), [np.searchsorted(union, index) for index in drawn]
 
@@ -154,6 +161,8 @@ def fine_tuning_rows(
     workdir: pathlib.Path,
 ) -> Rows:
     """The encoder fine-tuned on each split; as long from scratch; raw pixels, by linear probes."""
+    if config.low_shot is not None:
+        _few(config.low_shot, config.seed, open_source(data, "train"))  # whether it can be drawn
     started = {"pretrained": opened, **others}
     rows: Rows = {}
     for name, one in started.items():

@@ -135,7 +135,7 @@ def test_maps_of_tfds_have_the_order_of_its_images(tmp_path, monkeypatch, way):
 @pytest.mark.parametrize(
     ("target", "fields", "said"),
     [
-        ("nothing", {}, r"config\.target = 'nothing': train_nothing is no such array"),
+        ("nothing", {}, r"config\.target = 'nothing': the array train_nothing of .* is not there"),
         ("depth", {}, r"is float32; must be whole numbers"),
         ("short", {}, r"5 maps of 6 train images"),
         ("long", {}, r"more than 6 maps of 6"),

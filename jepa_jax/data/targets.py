@@ -103,8 +103,11 @@ def _of_arrays(data: DataConfig, split: Split, source: Source, target: str) -> I
     name = str(data.train_split if split == "train" else data.test_split)
     found = load_array(pathlib.Path(str(data.path)).expanduser(), name, target)
     if found is None or found.ndim not in (3, 4):
-        what = "no such array" if found is None else f"{found.dtype} {list(found.shape)}"
-        raise UserError(f"config.target = {target!r}: {name}_{target} is {what}; must be [n, H, W]")
+        what = f"{found.dtype} {list(found.shape)}" if found is not None else "not there"
+        raise UserError(
+            f"config.target = {target!r}: the array {name}_{target} of {data.path} is {what}; must "
+            "be [n, H, W]"
+        )
     return iter(found)
 
 

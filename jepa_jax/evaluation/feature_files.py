@@ -6,6 +6,7 @@ another size never meet. `features-00000.npy` and so on are rows in the order of
 or float32; `bad-00000.npy` lists the images of that file that could not be read.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import numpy as np
 
 from jepa_jax.config import Config, DataConfig, to_dict
 from jepa_jax.data.sources import Source
-from jepa_jax.errors import UserError
+from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.rows import Rows
 
 _FILE_BYTES = 64 << 20
@@ -207,11 +208,18 @@ def weights_digest(weights: Any) -> str:
 def save_array(path: pathlib.Path, array: np.ndarray) -> None:
     """Writes a .npy file that is there as a whole, or as it was before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (
+        OSError
+    ) as error:  # the disk is full: what is complete stays, and the same command goes on
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StoppedRunError(f"{path}: can't be written: {error.strerror or error}") from error
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:

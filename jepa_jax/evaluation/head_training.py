@@ -21,7 +21,7 @@ from jepa_jax.config import AugmentationConfig, DataConfig, HeadsConfig
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import Source, restricted
 from jepa_jax.data.stream import make_stream
-from jepa_jax.errors import UserError
+from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.backbones import Backbone
 from jepa_jax.evaluation.comparison import say
 from jepa_jax.evaluation.heads import (
@@ -99,6 +99,10 @@ def train_heads(
     state, first = initial(grid, shapes, config.seed), 0
     if progress is not None:
         state, first = _load(progress, state)
+    shown, count = backbone.name.replace("_", " "), len(names(grid))
+    heads = f"{count} heads" if count > 1 else "1 head"
+    if first < config.epochs:
+        say(f"{shown}: {heads}; steps an epoch: {steps:,} ...")
     step, start = make_step(grid), time.monotonic()
     draw = _augmented if config.augment else _centred
     for epoch, batches in enumerate(draw(config, data, restricted(train, fit), backbone, first)):
@@ -108,11 +112,10 @@ def train_heads(
                 state, batch.features, on_device(batch.labels), jnp.asarray(batch.weights)
             )
             losses.append(loss)
-        mean, shown = np.mean(jax.device_get(losses), axis=0), backbone.name.replace("_", " ")
+        mean = np.mean(jax.device_get(losses), axis=0)
         say(
-            f"{shown}: epoch {first + epoch + 1} of {config.epochs}, losses of "
-            f"{len(mean)} heads {mean.min():.3f} to {mean.max():.3f}, "
-            f"{time.monotonic() - start:.0f} s"
+            f"{shown}: epoch {first + epoch + 1} of {config.epochs}, losses of {heads} "
+            f"{mean.min():.3f} to {mean.max():.3f}, {time.monotonic() - start:.0f} s"
         )
         if progress is not None:
             _save(progress, state, first + epoch + 1)
@@ -277,9 +280,7 @@ def _save(path: pathlib.Path, state: HeadState, epochs: int) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"--features {path.parent}: can't be written: {error.strerror or error}"
-        ) from error
+        raise StoppedRunError(f"{path}: can't be written: {error.strerror or error}") from error
 
 
 def _load(path: pathlib.Path, like: HeadState) -> tuple[HeadState, int]:

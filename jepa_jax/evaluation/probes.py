@@ -88,6 +88,23 @@ def probe(
     }
 
 
+def check_probe(config: KnnConfig | LinearConfig, labels: np.ndarray) -> None:
+    """Refuses training labels that the probe can't be fitted to, before there are features.
+
+    Raises:
+      UserError: as `probe`; or all are of one class.
+    """
+    task = task_of(labels)
+    if task.kind == "classification" and len(np.unique(labels)) < 2:
+        raise UserError(
+            f"config.low_shot: the {len(labels)} images of a split are all of one class; a probe "
+            "needs at least two"
+        )
+    if len(_ways(config)) > 1:
+        _check_neighbours(config, len(split_training(config, task, labels)[0]))
+    _check_neighbours(config, len(labels))
+
+
 def _ways(config: KnnConfig | LinearConfig) -> dict[Any, Any]:
     """The hyper-parameters to choose from: name -> value."""
     if isinstance(config, LinearConfig):
@@ -116,8 +133,8 @@ def split_training(
     if rarest * share < 1:
         raise UserError(
             f"config.validation_fraction = {config.validation_fraction}: "
-            f"{'a class has' if classes else 'there are'} only {rarest} training images, and it "
-            "needs at least one on either side"
+            f"{'a class has' if classes else 'there are'} only {rarest} training "
+            f"image{'s' * (rarest != 1)}, and it needs at least one on either side"
         )
     fit, held = train_test_split(
         np.arange(len(labels)),

@@ -84,6 +84,18 @@ def write_result(
     return path
 
 
+def check_folder(flag: str, folder: pathlib.Path) -> None:
+    """Refuses a folder that can't be made or written to, before hours of work for it.
+
+    Raises:
+      UserError: that.
+    """
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is not writable" if there.is_dir() else "is not a folder"
+        raise UserError(f"{flag} {folder}: can't be written: {there} {why}")
+
+
 def read_results(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """All results in a folder: name -> what was written; none if there is no such folder.
 

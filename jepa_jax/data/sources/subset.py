@@ -16,7 +16,12 @@ _FIELD = "config.data.subset"
 
 
 def stratified(
-    labels: np.ndarray, *, share: float | None = None, per_class: int | None = None, seed: int
+    labels: np.ndarray,
+    *,
+    share: float | None = None,
+    per_class: int | None = None,
+    seed: int,
+    field: str = _FIELD,
 ) -> np.ndarray:
     """Examples drawn at random within each class.
 
@@ -27,6 +32,7 @@ def stratified(
       share: of each class's examples, rounded, and at least one.
       per_class: examples of each class; in place of `share`.
       seed: of the draw.
+      field: that messages name.
 
     Returns:
       int64 [m], sorted.
@@ -35,16 +41,16 @@ def stratified(
       UserError: the share is of fewer examples than there are classes, or a class has too few.
     """
     if (share is None) == (per_class is None):
-        raise UserError(f"{_FIELD}: set either share or per_class")
+        raise UserError(f"{field}: set either share or per_class")
     classes, counts = np.unique(labels, return_counts=True)
     if share is not None and round(share * len(labels)) < len(classes):
         raise UserError(
-            f"{_FIELD}.share = {share}: is {round(share * len(labels))} of {len(labels)} examples, "
+            f"{field}.share = {share}: is {round(share * len(labels))} of {len(labels)} examples, "
             f"fewer than the {len(classes)} classes"
         )
     if per_class is not None and counts.min() < per_class:
         raise UserError(
-            f"{_FIELD}.per_class = {per_class}: must be at most {counts.min()}, which is all of "
+            f"{field}.per_class = {per_class}: must be at most {counts.min()}, which is all of "
             f"class {classes[counts.argmin()]}"
         )
     parts = []
@@ -67,22 +73,26 @@ def take_subset(data: DataConfig, source: Source) -> Source:
     return restricted(source, subset_index(data.subset, source))
 
 
-def subset_index(subset: SubsetConfig, source: Source) -> np.ndarray:
-    """The examples of a part, int64 [m], sorted.
+def subset_index(subset: SubsetConfig, source: Source, *, field: str = _FIELD) -> np.ndarray:
+    """The examples of a part, int64 [m], sorted; messages name the field of the configuration.
 
     Raises:
       UserError: the images lack the labels or names that are needed, a listed image is not there,
         or as `stratified`.
     """
     if subset.files is not None:
-        return _listed(subset.files, source)
+        return _listed(subset.files, source, field)
     if source.classes is None:
         raise UserError(
-            f"{_FIELD}: the training images have no classes to draw from each class; list them "
-            f"in {_FIELD}.files"
+            f"{field}: the training images have no classes to draw from each class; list them "
+            f"in {field}.files"
         )
     return stratified(
-        source.classes, share=subset.share, per_class=subset.per_class, seed=subset.seed
+        source.classes,
+        share=subset.share,
+        per_class=subset.per_class,
+        seed=subset.seed,
+        field=field,
     )
 
 
@@ -130,9 +140,9 @@ def restricted(source: Source, index: np.ndarray) -> Source:
     )
 
 
-def _listed(path: str, source: Source) -> np.ndarray:
+def _listed(path: str, source: Source, field: str) -> np.ndarray:
     """The examples whose names end in those of a text file, one in each line."""
-    field = f"{_FIELD}.files = {path!r}"
+    field = f"{field}.files = {path!r}"
     if source.name is None:
         raise UserError(
             f"{field}: the images of this source have no names; must be a folder or shards"
