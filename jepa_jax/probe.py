@@ -33,9 +33,9 @@ from jepa_jax.config.files import load_config
 from jepa_jax.data.sources import open_source, subset_index
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation.comparison import say
-from jepa_jax.evaluation.report import comparison_line, print_table
 from jepa_jax.evaluation.results import check_folder, table_of, write_result
 from jepa_jax.evaluation.scores import measured, paired
+from jepa_jax.evaluation.table import comparison_line, print_table
 from jepa_jax.opened import Opened, open_checkpoint
 from jepa_jax.protocols import dense_rows, fine_tuning_rows, head_rows, probe_rows
 from jepa_jax.training.compilation import use_compilation_cache

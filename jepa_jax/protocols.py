@@ -35,8 +35,8 @@ from jepa_jax.evaluation.feature_files import (
 )
 from jepa_jax.evaluation.head_training import train_heads
 from jepa_jax.evaluation.probes import check_probe
-from jepa_jax.evaluation.report import reduced_of
 from jepa_jax.evaluation.scores import over_splits, score
+from jepa_jax.evaluation.table import reduced_of
 from jepa_jax.evaluation.tasks import task_of
 from jepa_jax.fine_tune import FineTuned, fine_tune
 from jepa_jax.objectives.objective import initial_encoder

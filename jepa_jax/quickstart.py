@@ -18,8 +18,8 @@ from jepa_jax.config import Config, DataConfig, resolve, resolve_probe, to_dict
 from jepa_jax.config.files import load_config
 from jepa_jax.data.sources import open_source
 from jepa_jax.evaluation.comparison import features_of, probe_each
-from jepa_jax.evaluation.report import print_table, reduced_of
 from jepa_jax.evaluation.results import table_of, write_result
+from jepa_jax.evaluation.table import print_table, reduced_of
 from jepa_jax.objectives.objective import Objective, initial_encoder
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.train import pretrain

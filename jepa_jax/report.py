@@ -16,13 +16,13 @@ from jepa_jax.command_line import make_parser, run_command
 from jepa_jax.data.sources import open_source
 from jepa_jax.diagnose import IMAGES, diagnose_opened
 from jepa_jax.errors import StoppedRunError, UserError
-from jepa_jax.evaluation.charts import COLOURS, Line, line_chart, spectrum_chart
 from jepa_jax.evaluation.diagnosis import read_rows, write_row
-from jepa_jax.evaluation.page import MEANINGS, Group, Page, Picture, RunPart, render
-from jepa_jax.evaluation.predictor_maps import guess_blocks, read_networks
-from jepa_jax.evaluation.run_facts import diagnostics_table, read_probes, run_facts
-from jepa_jax.evaluation.run_pictures import guess_group, map_groups, neighbor_group
 from jepa_jax.opened import Opened, open_checkpoint
+from jepa_jax.reporting.charts import COLOURS, Line, line_chart, spectrum_chart
+from jepa_jax.reporting.page import MEANINGS, Group, Page, Picture, RunPart, render
+from jepa_jax.reporting.predictor_maps import guess_blocks, read_networks
+from jepa_jax.reporting.run_facts import diagnostics_table, read_probes, run_facts
+from jepa_jax.reporting.run_pictures import guess_group, map_groups, neighbor_group
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.metrics import read_metrics
 

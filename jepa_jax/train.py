@@ -37,13 +37,13 @@ from jepa_jax.data.facts import image_facts
 from jepa_jax.data.sources import open_source
 from jepa_jax.data.stream import make_stream
 from jepa_jax.errors import PreemptedError, UserError
-from jepa_jax.evaluation.gallery import make_gallery
 from jepa_jax.evaluation.online import online_probes
 from jepa_jax.interop.hub import local_path
 from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.planning.chips import CHIPS
 from jepa_jax.planning.needs import plan, table, topology_devices, virtual_devices
+from jepa_jax.reporting.gallery import make_gallery
 from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
 from jepa_jax.training.disk_errors import disk_errors_in_one_line

@@ -27,10 +27,10 @@ from jepa_jax.data.sources import Source, open_source
 from jepa_jax.data.stream import make_stream
 from jepa_jax.encoder import load_encoder
 from jepa_jax.errors import UserError
-from jepa_jax.evaluation.batch_pictures import crops_picture, masks_picture, views_picture
-from jepa_jax.evaluation.gallery import shown_examples
-from jepa_jax.evaluation.pictures import pca_picture
 from jepa_jax.objectives.registry import make_objective
+from jepa_jax.reporting.batch_pictures import crops_picture, masks_picture, views_picture
+from jepa_jax.reporting.gallery import shown_examples
+from jepa_jax.reporting.pictures import pca_picture
 from jepa_jax.training import checkpoint
 
 _ROWS = 8  # images of a batch

@@ -19,7 +19,7 @@ from jepa_jax.evaluation import comparison, extraction, probes, reduction
 from jepa_jax.evaluation.comparison import Representation, features_of, probe_each
 from jepa_jax.evaluation.probes import LabelledFeatures, probe
 from jepa_jax.evaluation.reduction import reduce
-from jepa_jax.evaluation.report import judge, print_table, reduced_of
+from jepa_jax.evaluation.table import judge, print_table, reduced_of
 from jepa_jax.objectives.registry import make_objective
 
 

@@ -14,12 +14,12 @@ from jepa_jax.config import ProbeConfig, probe_data, resolve, resolve_probe
 from jepa_jax.config.files import load_config
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation.features import pooled_features, raw_pixels
-from jepa_jax.evaluation.pictures import (
+from jepa_jax.evaluation.probes import LabelledFeatures, knn_accuracy, probe
+from jepa_jax.reporting.pictures import (
     curves_picture,
     displayable,
     principal_colours,
 )
-from jepa_jax.evaluation.probes import LabelledFeatures, knn_accuracy, probe
 from jepa_jax.training.diagnostics import effective_rank, mean_cosine, position_share
 from jepa_jax.training.metrics import MetricsWriter, read_metrics
 

@@ -8,11 +8,11 @@ import pytest
 from jepa_jax.batch.masks import MultiBlock
 from jepa_jax.config import resolve
 from jepa_jax.data.sources import array_source, open_source
-from jepa_jax.evaluation.feature_maps import Level, component_maps, cosine_maps, encode_levels
-from jepa_jax.evaluation.neighbors import nearest
-from jepa_jax.evaluation.predictor_maps import guess_blocks, read_networks
 from jepa_jax.objectives.objective import Clock
 from jepa_jax.objectives.registry import make_objective
+from jepa_jax.reporting.feature_maps import Level, component_maps, cosine_maps, encode_levels
+from jepa_jax.reporting.neighbors import nearest
+from jepa_jax.reporting.predictor_maps import guess_blocks, read_networks
 
 RNG = np.random.default_rng(0)
 

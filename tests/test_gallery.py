@@ -16,11 +16,11 @@ from tensorboardX.proto.event_pb2 import Event
 from jepa_jax.config import resolve
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import array_source, open_source
-from jepa_jax.evaluation import gallery
-from jepa_jax.evaluation.gallery import make_gallery
 from jepa_jax.evaluation.online import online_probes
 from jepa_jax.objectives.objective import initial_encoder
 from jepa_jax.objectives.registry import make_objective
+from jepa_jax.reporting import gallery
+from jepa_jax.reporting.gallery import make_gallery
 from jepa_jax.training import checkpoint
 from jepa_jax.training.loop import train
 from jepa_jax.training.periods import Timer

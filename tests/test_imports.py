@@ -43,7 +43,7 @@ def within(module, *packages):
     return any(module == name or module.startswith(f"{name}.") for name in packages)
 
 
-@pytest.mark.parametrize("folder", ["training", "planning", "evaluation"])
+@pytest.mark.parametrize("folder", ["training", "planning", "evaluation", "reporting"])
 def test_training_planning_and_evaluation_name_no_objective(folder):
     def allowed(module):
         return not within(module, "jepa_jax.objectives") or any(
@@ -61,6 +61,12 @@ def test_what_is_not_about_data_does_not_import_it(folder):
 def test_data_imports_no_objective_and_no_training():
     later = ("jepa_jax.objectives", "jepa_jax.training", "jepa_jax.evaluation", "jepa_jax.models")
     assert outside("data", lambda module: not within(module, *later)) == {}
+
+
+def test_training_knows_no_evaluation_and_evaluation_no_pictures():
+    for folder, later in (("training", "evaluation"), ("evaluation", "reporting")):
+        names = {f"jepa_jax.{later}", "jepa_jax.reporting"}
+        assert outside(folder, lambda module, names=names: not within(module, *names)) == {}
 
 
 def test_what_a_batch_holds_is_declared_without_any_of_the_rest():

@@ -13,11 +13,11 @@ from jepa_jax.data.sources import tfds as module
 from jepa_jax.data.sources.tfds_labels import label_reader
 from jepa_jax.data.stream import make_stream
 from jepa_jax.errors import UserError
-from jepa_jax.evaluation.gallery import shown_examples
 from jepa_jax.evaluation.online import online_knn
 from jepa_jax.evaluation.probes import LabelledFeatures, probe, split_training
 from jepa_jax.evaluation.tasks import task_of
 from jepa_jax.objectives.registry import make_objective
+from jepa_jax.reporting.gallery import shown_examples
 
 F = tfds.features
 SCENES = make_scenes(12, seed=0, most=10)

@@ -12,8 +12,8 @@ from jepa_jax.config.files import load_config
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation import comparison, head_training
 from jepa_jax.evaluation.heads import HeadState
-from jepa_jax.evaluation.report import comparison_line
 from jepa_jax.evaluation.scores import paired
+from jepa_jax.evaluation.table import comparison_line
 from jepa_jax.opened import open_checkpoint
 from jepa_jax.probe import _name, _num_train, probe_checkpoint
 

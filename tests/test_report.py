@@ -15,8 +15,8 @@ from PIL import Image
 
 from jepa_jax import report
 from jepa_jax.evaluation.diagnosis import read_rows
-from jepa_jax.evaluation.run_facts import training_hours
-from jepa_jax.evaluation.tiles import heat, marked, save_strip
+from jepa_jax.reporting.run_facts import training_hours
+from jepa_jax.reporting.tiles import heat, marked, save_strip
 from jepa_jax.training.manifest import write_manifest
 from jepa_jax.training.run_record import read_run_record, write_run_record
 
@@ -81,7 +81,7 @@ def page(workdir):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "IMAGES", 60)
         patch.setattr("jepa_jax.evaluation.diagnosis._VIEWED", 20)
-        patch.setattr("jepa_jax.evaluation.run_pictures._REFERENCES", 200)
+        patch.setattr("jepa_jax.reporting.run_pictures._REFERENCES", 200)
         patch.setattr(report, "_PATCH_IMAGES", 40)
         result = report.write_report([workdir], workdir / "report")
     assert result["problems"] == []

@@ -14,7 +14,7 @@ from jepa_jax.config import resolve
 from jepa_jax.data.originals import original
 from jepa_jax.data.sources import array_source
 from jepa_jax.data.stream import make_stream
-from jepa_jax.evaluation.batch_pictures import masks_picture, views_picture
+from jepa_jax.reporting.batch_pictures import masks_picture, views_picture
 from jepa_jax.visualize import main
 
 VIEWS = (

@@ -12,8 +12,8 @@ from jepa_jax.config import Config
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import Source
 from jepa_jax.data.stream import make_stream
-from jepa_jax.evaluation.neighbors import nearest
 from jepa_jax.objectives.objective import Objective, at_path, replace_at_path
+from jepa_jax.reporting.neighbors import nearest
 from jepa_jax.training.items import read_item
 
 _BATCH, _NEAREST = 50, 5

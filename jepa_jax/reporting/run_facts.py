@@ -7,8 +7,8 @@ from typing import Any
 
 from jepa_jax.config import Config
 from jepa_jax.errors import UserError
-from jepa_jax.evaluation.page import MEANINGS, Cell, Probe, shown
 from jepa_jax.evaluation.results import compare
+from jepa_jax.reporting.page import MEANINGS, Cell, Probe, shown
 from jepa_jax.training.run_record import read_run_record
 
 log = logging.getLogger(__name__)

@@ -10,14 +10,14 @@ import numpy as np
 from jepa_jax.config import Config
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import Source
-from jepa_jax.evaluation.feature_maps import SCALES, component_maps, cosine_maps, encode_levels
 from jepa_jax.evaluation.features import pooled_features
-from jepa_jax.evaluation.gallery import shown_examples
-from jepa_jax.evaluation.neighbors import nearest
-from jepa_jax.evaluation.page import Group, Neighbor, Picture, Strip
-from jepa_jax.evaluation.pictures import blank_patches, displayable
-from jepa_jax.evaluation.predictor_maps import Guesses
-from jepa_jax.evaluation.tiles import heat, marked, save_strip
+from jepa_jax.reporting.feature_maps import SCALES, component_maps, cosine_maps, encode_levels
+from jepa_jax.reporting.gallery import shown_examples
+from jepa_jax.reporting.neighbors import nearest
+from jepa_jax.reporting.page import Group, Neighbor, Picture, Strip
+from jepa_jax.reporting.pictures import blank_patches, displayable
+from jepa_jax.reporting.predictor_maps import Guesses
+from jepa_jax.reporting.tiles import heat, marked, save_strip
 
 Encode = Callable[[Any, Any], Any]  # (weights, pixels [B, H, W, C]) -> tokens [B, N, D]
 

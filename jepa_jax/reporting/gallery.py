@@ -14,10 +14,10 @@ from jepa_jax.config import Config
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import Source
 from jepa_jax.errors import StoppedRunError
-from jepa_jax.evaluation.batch_pictures import masks_picture
 from jepa_jax.evaluation.features import make_encode
-from jepa_jax.evaluation.pictures import curves_picture, pca_picture
 from jepa_jax.objectives.objective import Objective
+from jepa_jax.reporting.batch_pictures import masks_picture
+from jepa_jax.reporting.pictures import curves_picture, pca_picture
 from jepa_jax.training.metrics import read_metrics
 from jepa_jax.training.sharding import make_mesh
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from jepa_jax.config import Config
 from jepa_jax.data.pipeline import eval_batches
 from jepa_jax.data.sources import Source
-from jepa_jax.evaluation.pictures import shared_colours
+from jepa_jax.reporting.pictures import shared_colours
 
 SCALES = (1.0, 1.5, 2.0)  # of the side that the model was trained at
 

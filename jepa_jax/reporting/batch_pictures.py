@@ -14,7 +14,7 @@ from jepa_jax.batch.masks import MultiBlock
 from jepa_jax.batch.spec import BatchSpec, first_view
 from jepa_jax.config import Config
 from jepa_jax.data.originals import Original
-from jepa_jax.evaluation.pictures import blank_patches, displayable, show
+from jepa_jax.reporting.pictures import blank_patches, displayable, show
 
 _CELL = 1.5  # inches
 _COLOURS = matplotlib.color_sequences["tab10"]

@@ -1,0 +1,1 @@
+"""What a run and its features look like: pictures, charts, and one page with all of it."""
