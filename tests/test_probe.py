@@ -1,6 +1,7 @@
 """The command probe: its errors come before any work, and what it writes is told apart."""
 
 import dataclasses
+import shutil
 import signal
 
 import numpy as np
@@ -12,6 +13,7 @@ from jepa_jax.config import probe_data, resolve_probe
 from jepa_jax.config.files import load_config
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation import comparison, head_training
+from jepa_jax.evaluation.feature_files import FeatureFiles
 from jepa_jax.evaluation.heads import HeadState
 from jepa_jax.evaluation.report import comparison_line
 from jepa_jax.evaluation.scores import paired
@@ -187,3 +189,10 @@ def test_images_that_one_of_the_encoders_cannot_take_are_refused(small):
         with pytest.raises(UserError, match=message):
             _check_images("--against", opened, data)
     _check_images("--against", opened, dataclasses.replace(small.config.data, image_size=(56, 28)))
+
+
+def test_features_that_cannot_be_kept_end_in_one_line(tmp_path):
+    files = FeatureFiles(tmp_path, {"of": "these"}, count=2, shape=(3,), dtype="float32")
+    shutil.rmtree(files.folder)
+    with pytest.raises(StoppedRunError, match=r"bad-00000\.npy: can't be written: No such file"):
+        files.add(np.zeros((2, 3), np.float32), [])
