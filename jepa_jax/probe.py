@@ -40,6 +40,13 @@ from jepa_jax.opened import Opened, open_checkpoint
 from jepa_jax.protocols import dense_rows, fine_tuning_rows, head_rows, probe_rows
 from jepa_jax.training.compilation import use_compilation_cache
 
+# Where the encoder of a row comes from, for messages.
+_FIELDS = {
+    "pretrained": "--checkpoint",
+    "supervised": "config.supervised =",
+    "against": "--against",
+}
+
 
 def probe_checkpoint(
     config: ProbeConfig,
@@ -70,11 +77,13 @@ def probe_checkpoint(
     opened = open_checkpoint(path, network, verify=verify)
     others = {}
     if config.supervised is not None:
-        others["supervised"] = _open_other("config.supervised =", config.supervised, verify)
+        others["supervised"] = _open_other(_FIELDS["supervised"], config.supervised, verify)
         _check_same_size(others["supervised"], opened)
     if against is not None:
-        others["against"] = _open_other("--against", against, verify)
+        others["against"] = _open_other(_FIELDS["against"], against, verify)
     data = probe_data(config, opened.config)
+    for name_of, one in {"pretrained": opened, **others}.items():
+        _check_images(_FIELDS[name_of], one, data)
     folder = results or (opened.workdir / "probes" if opened.workdir else None)
     for flag, written in (("--results", folder), ("--features", features)):
         if written is not None:
@@ -151,6 +160,21 @@ def _open_other(field: str, path: str | os.PathLike, verify: bool) -> Opened:
         return open_checkpoint(path, verify=verify)
     except UserError as error:
         raise UserError(f"{field} {error}") from error
+
+
+def _check_images(field: str, one: Opened, data: DataConfig) -> None:
+    """Refuses images that an encoder can't take, whatever was checked for another one."""
+    patch, channels = one.config.model.patch_size, one.config.data.channels
+    if any(side % patch for side in data.image_size):
+        raise UserError(
+            f"{field} {one.folder}: its model.patch_size is {patch}, which must divide the height "
+            f"and width of the images, {data.image_size}"
+        )
+    if channels != data.channels:
+        raise UserError(
+            f"{field} {one.folder}: it takes images of {channels} channels, and these have "
+            f"{data.channels}"
+        )
 
 
 def _num_train(config: ProbeConfig, data: DataConfig) -> int:

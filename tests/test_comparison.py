@@ -108,7 +108,10 @@ def test_images_are_read_once_and_only_wide_pixels_reduced(monkeypatch, tiny, ch
 
     monkeypatch.setattr(comparison, "open_source", lambda data, split: sources[split])
     monkeypatch.setattr(extraction, "eval_batches", counted)
-    encoders = {name: randomized(objective, i)["encoder"] for i, name in enumerate("ab")}
+    encoders = {
+        name: jax.device_put(randomized(objective, i)["encoder"], jax.devices()[0])
+        for i, name in enumerate("ab")
+    }  # as a checkpoint is restored
     found = features_of(config.data, objective, encoders, batch_size=8, pixels=True)
     assert reads == [sources["train"], sources["test"]]
     assert list(found) == ["a", "b", "raw_pixels"]

@@ -1,5 +1,7 @@
 """The command probe: its errors come before any work, and what it writes is told apart."""
 
+import dataclasses
+import shutil
 import signal
 
 import numpy as np
@@ -11,11 +13,12 @@ from jepa_jax.config import probe_data, resolve_probe
 from jepa_jax.config.files import load_config
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation import comparison, head_training
+from jepa_jax.evaluation.feature_files import FeatureFiles
 from jepa_jax.evaluation.heads import HeadState
 from jepa_jax.evaluation.scores import paired
 from jepa_jax.evaluation.table import comparison_line
 from jepa_jax.opened import open_checkpoint
-from jepa_jax.probe import _name, _num_train, probe_checkpoint
+from jepa_jax.probe import _check_images, _name, _num_train, probe_checkpoint
 
 RNG = np.random.default_rng(0)
 
@@ -174,3 +177,22 @@ def test_of_two_checkpoints_the_message_says_which(small, tmp_path):
     config = resolve_probe(load_config("configs/probe/knn.py", []))
     with pytest.raises(UserError, match=rf"^--against {tmp_path}: no checkpoint there"):
         probe_checkpoint(config, small.folder, against=tmp_path)
+
+
+def test_images_that_one_of_the_encoders_cannot_take_are_refused(small):
+    opened = open_checkpoint(small.folder)
+    for fields, message in (
+        ({"image_size": (28, 32)}, r"--against .*: its model\.patch_size is 7, which must divide"),
+        ({"mean": (0.5,), "std": (0.3,)}, "it takes images of 3 channels, and these have 1"),
+    ):
+        data = dataclasses.replace(small.config.data, **fields)
+        with pytest.raises(UserError, match=message):
+            _check_images("--against", opened, data)
+    _check_images("--against", opened, dataclasses.replace(small.config.data, image_size=(56, 28)))
+
+
+def test_features_that_cannot_be_kept_end_in_one_line(tmp_path):
+    files = FeatureFiles(tmp_path, {"of": "these"}, count=2, shape=(3,), dtype="float32")
+    shutil.rmtree(files.folder)
+    with pytest.raises(StoppedRunError, match=r"bad-00000\.npy: can't be written: No such file"):
+        files.add(np.zeros((2, 3), np.float32), [])

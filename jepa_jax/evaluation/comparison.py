@@ -18,7 +18,7 @@ from jepa_jax.evaluation.probes import LabelledFeatures, probe
 from jepa_jax.evaluation.reduction import WIDEST, reduce
 from jepa_jax.evaluation.scores import measured, over_splits
 from jepa_jax.objectives.objective import Objective
-from jepa_jax.training.sharding import make_mesh
+from jepa_jax.training.sharding import make_mesh, replicated
 
 _PIXEL_BYTES = 1 << 30  # of raw pixels that are held; above, colour histograms take their place
 _SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
@@ -71,7 +71,12 @@ def features_of(
       StoppedRunError: more images are bad than `data.bad_share`; up to there they are left out.
     """
     devices = jax.device_count()
-    pool = make_pool(objective, make_mesh(MeshConfig()) if devices > 1 else None, layers=layers)
+    mesh = make_mesh(MeshConfig()) if devices > 1 else None
+    if mesh is not None:  # restored weights lie on the first device alone
+        encoders = {
+            name: jax.device_put(weights, replicated(mesh)) for name, weights in encoders.items()
+        }
+    pool = make_pool(objective, mesh, layers=layers)
     sources = sources or labelled_sources(data)
     control = control_for(data, list(sources.values())) if pixels else None
     found: dict[str, dict[str, LabelledFeatures]] = {}

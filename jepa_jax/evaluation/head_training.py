@@ -300,5 +300,5 @@ def _load(path: pathlib.Path, like: HeadState) -> tuple[HeadState, int]:
             raise ValueError("it holds heads of other shapes")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: can't go on from it: {error}; move it away") from error
-    say(f"going on after {epochs} epochs: {path}")
+    say(f"going on after epoch {epochs}: {path}")
     return jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in found]), epochs

@@ -70,7 +70,7 @@ def comparison_line(found: Mapping[str, Any]) -> str:
     """What `scores.paired` says of the pretrained encoder and another, in a sentence."""
     low, high = found["interval"]
     return (
-        f"pretrained less against, on the same images: {found['difference']:+.3f} "
+        f"pretrained less against, mean over the test images: {found['difference']:+.3f} "
         f"(95 % {low:+.3f} to {high:+.3f}), p = {found['p_value']:.2g} ({found['test']})"
     )
 
