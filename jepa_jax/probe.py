@@ -30,14 +30,20 @@ from jepa_jax.config import (
     to_dict,
 )
 from jepa_jax.config.files import load_config
-from jepa_jax.data.sources import open_source, subset_index
 from jepa_jax.errors import UserError
 from jepa_jax.evaluation.comparison import say
 from jepa_jax.evaluation.results import check_folder, table_of, write_result
 from jepa_jax.evaluation.scores import measured, paired
 from jepa_jax.evaluation.table import comparison_line, print_table
 from jepa_jax.opened import Opened, open_checkpoint
-from jepa_jax.protocols import dense_rows, fine_tuning_rows, head_rows, probe_rows
+from jepa_jax.protocols import (
+    dense_rows,
+    fine_tuning_rows,
+    head_rows,
+    num_train,
+    open_sources,
+    probe_rows,
+)
 from jepa_jax.training.compilation import use_compilation_cache
 
 # Where the encoder of a row comes from, for messages.
@@ -73,6 +79,7 @@ def probe_checkpoint(
     Raises:
       UserError: a checkpoint can't be read, or the data don't suit the probe.
     """
+    _check_folders(config, features, workdir)
     use_compilation_cache()
     opened = open_checkpoint(path, network, verify=verify)
     others = {}
@@ -88,21 +95,17 @@ def probe_checkpoint(
     for flag, written in (("--results", folder), ("--features", features)):
         if written is not None:
             check_folder(flag, written)
+    sources = open_sources(config, data)
     reduced: dict[str, dict[str, int]] = {}
     if isinstance(config, FineTuneConfig):
-        if workdir is None:
-            raise UserError("--workdir DIR: is needed by the protocol fine_tune, for its runs")
-        if features is not None:
-            raise UserError(f"--features {features}: fine-tuning keeps none; leave it out")
-        rows = fine_tuning_rows(config, opened, others, data, workdir)
+        assert workdir is not None  # as checked above
+        rows = fine_tuning_rows(config, opened, others, data, sources, workdir)
     elif isinstance(config, DenseConfig):
-        if features is not None:
-            raise UserError(f"--features {features}: a dense probe keeps none; leave it out")
-        rows = dense_rows(config, opened, others, data)
+        rows = dense_rows(config, opened, others, data, sources)
     elif isinstance(config, HeadsConfig):
-        rows = head_rows(config, opened, others, data, features=features)
+        rows = head_rows(config, opened, others, data, sources, features=features)
     else:
-        rows, reduced = probe_rows(config, opened, others, data, features=features)
+        rows, reduced = probe_rows(config, opened, others, data, sources, features=features)
     of_each = {row: found.pop("per_example") for row, found in rows.items()}
     labels = [found.pop("labels") for found in rows.values()].pop()
     print_table({config.protocol: rows}, reduced=reduced, num_test=len(labels))
@@ -122,11 +125,10 @@ def probe_checkpoint(
         result["comparison"] = paired(of_each["pretrained"], of_each["against"])
         say(comparison_line(result["comparison"]))
     if folder is not None:
-        dense = isinstance(config, DenseConfig)
         table = table_of(
             rows,
-            class_names=() if dense else open_source(data, "test").class_names,
-            num_train=_num_train(config, data),
+            class_names=() if isinstance(config, DenseConfig) else sources["test"].class_names,
+            num_train=num_train(config, sources),
             num_test=len(labels),
         )
         asked = {"step": opened.step, "data": to_dict(data), "config": to_dict(config)}
@@ -144,6 +146,9 @@ def _name(first: str, config: ProbeConfig, opened: Opened, data: DataConfig) -> 
     parts = [first]
     if opened.network != next(iter(opened.objective.encoders)):
         parts.append(opened.network)
+    layers = getattr(config, "layers", (-1,))
+    if layers != (-1,):
+        parts.append(f"blocks{'_'.join(map(str, layers))}")
     if low_shot is not None:
         share = "" if low_shot.share is None else f"{100 * low_shot.share:g}pct"
         parts.append(share or (f"{low_shot.per_class}each" if low_shot.per_class else "listed"))
@@ -153,6 +158,20 @@ def _name(first: str, config: ProbeConfig, opened: Opened, data: DataConfig) -> 
     if data.image_size != trained.image_size:
         parts.append("x".join(map(str, data.image_size)))
     return "-".join([*parts, str(opened.step or opened.folder.name)])
+
+
+def _check_folders(
+    config: ProbeConfig, features: pathlib.Path | None, workdir: pathlib.Path | None
+) -> None:
+    """Refuses a folder that this protocol would ignore, and asks for one that it needs."""
+    if isinstance(config, FineTuneConfig) and workdir is None:
+        raise UserError("--workdir DIR: is needed by the protocol fine_tune, for its runs")
+    if not isinstance(config, FineTuneConfig) and workdir is not None:
+        raise UserError(
+            f"--workdir {workdir}: is of the protocol fine_tune; {config.protocol} has no runs"
+        )
+    if isinstance(config, FineTuneConfig | DenseConfig) and features is not None:
+        raise UserError(f"--features {features}: {config.protocol} keeps none; leave it out")
 
 
 def _open_other(field: str, path: str | os.PathLike, verify: bool) -> Opened:
@@ -175,14 +194,6 @@ def _check_images(field: str, one: Opened, data: DataConfig) -> None:
             f"{field} {one.folder}: it takes images of {channels} channels, and these have "
             f"{data.channels}"
         )
-
-
-def _num_train(config: ProbeConfig, data: DataConfig) -> int:
-    """Training images; of a low-shot probe those of one split."""
-    source, low_shot = open_source(data, "train"), getattr(config, "low_shot", None)
-    if low_shot is None:
-        return source.num_examples
-    return len(subset_index(low_shot.subset(config.seed), source))
 
 
 def _check_same_size(supervised: Opened, opened: Opened) -> None:

@@ -16,8 +16,8 @@ from jepa_jax.config import (
     HeadsConfig,
     KnnConfig,
     LinearConfig,
-    LowShotConfig,
     MeshConfig,
+    ProbeConfig,
     to_dict,
 )
 from jepa_jax.data.sources import Source, open_source, restricted, subset_index
@@ -47,7 +47,27 @@ _PIXEL_STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # C of the linear probe of raw pixel
 
 # Of each representation what `probes.probe` gives, with the labels of the test images.
 Rows = dict[str, dict[str, Any]]
+Sources = Mapping[str, Source]  # "train" and "test"
 _SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+
+
+def open_sources(config: ProbeConfig, data: DataConfig) -> Sources:
+    """Training and test images; with labels, but for maps, which are theirs.
+
+    Raises:
+      UserError: they can't be opened, or can't be learned from.
+    """
+    if isinstance(config, DenseConfig):
+        return {split: open_source(data, split) for split in _SPLITS}
+    return labelled_sources(data)
+
+
+def num_train(config: ProbeConfig, sources: Sources) -> int:
+    """Training images; of a low-shot probe those of one split."""
+    low_shot = getattr(config, "low_shot", None)
+    if low_shot is None:
+        return sources["train"].num_examples
+    return len(subset_index(low_shot.subset(config.seed), sources["train"]))
 
 
 def probe_rows(
@@ -55,6 +75,7 @@ def probe_rows(
     opened: Opened,
     others: Mapping[str, Opened],
     data: DataConfig,
+    sources: Sources,
     *,
     features: pathlib.Path | None,
 ) -> tuple[Rows, dict[str, dict[str, int]]]:
@@ -64,10 +85,7 @@ def probe_rows(
       others: more encoders by name, beside the controls.
       features: folder where features are kept, and reused; None: nowhere.
     """
-
-    sources, splits = labelled_sources(data), list[np.ndarray]()
-    if config.low_shot is not None:
-        sources["train"], splits = _few(config.low_shot, config.seed, sources["train"])
+    sources, splits = _few(config, sources)
     labels: Any = sources["train"].labels
     for index in splits or [np.arange(len(labels))]:
         check_probe(config, labels[index])  # before hours of encoding
@@ -98,14 +116,21 @@ def probe_rows(
     return rows, reduced_of(found)
 
 
-def _few(low_shot: LowShotConfig, seed: int, source: Source) -> tuple[Source, list[np.ndarray]]:
-    """The images of all splits, and the numbers among them of those of each split."""
+def _few(
+    config: KnnConfig | LinearConfig | FineTuneConfig, sources: Sources
+) -> tuple[Sources, list[np.ndarray]]:
+    """With few labels: the images of all splits, and the numbers among them of each split's."""
+    if config.low_shot is None:
+        return sources, []
     drawn = [
-        subset_index(low_shot.subset(seed + i), source, field="config.low_shot")
-        for i in range(low_shot.splits)
+        subset_index(
+            config.low_shot.subset(config.seed + i), sources["train"], field="config.low_shot"
+        )
+        for i in range(config.low_shot.splits)
     ]
     union = np.unique(np.concatenate(drawn))
-    return restricted(source, union), [np.searchsorted(union, index) for index in drawn]
+    few = {**sources, "train": restricted(sources["train"], union)}
+    return few, [np.searchsorted(union, index) for index in drawn]
 
 
 def head_rows(
@@ -113,6 +138,7 @@ def head_rows(
     opened: Opened,
     others: Mapping[str, Opened],
     data: DataConfig,
+    sources: Sources,
     *,
     features: pathlib.Path | None,
 ) -> Rows:
@@ -121,7 +147,6 @@ def head_rows(
     Args:
       features: folder where the heads are saved after each epoch; None: nowhere.
     """
-    sources = labelled_sources(data)
     wanted = ("tokens",) if config.protocol == "attentive" else config.features
     mesh = make_mesh(MeshConfig())
     rows: Rows = {}
@@ -158,11 +183,11 @@ def fine_tuning_rows(
     opened: Opened,
     others: Mapping[str, Opened],
     data: DataConfig,
+    sources: Sources,
     workdir: pathlib.Path,
 ) -> Rows:
     """The encoder fine-tuned on each split; as long from scratch; raw pixels, by linear probes."""
-    if config.low_shot is not None:
-        _few(config.low_shot, config.seed, open_source(data, "train"))  # whether it can be drawn
+    few, splits = _few(config, sources)  # first, since it may not be possible
     started = {"pretrained": opened, **others}
     rows: Rows = {}
     for name, one in started.items():
@@ -176,14 +201,9 @@ def fine_tuning_rows(
         linear = LinearConfig(
             candidates=_PIXEL_STRENGTHS, low_shot=config.low_shot, seed=config.seed
         )
-        sources, splits = labelled_sources(data), list[np.ndarray]()
-        if config.low_shot is not None:
-            sources["train"], splits = _few(config.low_shot, config.seed, sources["train"])
-        pixels = features_of(
-            data, opened.objective, {}, batch_size=250, pixels=True, sources=sources
-        )
+        pixels = features_of(data, opened.objective, {}, batch_size=250, pixels=True, sources=few)
         rows |= {
-            name: result | {"labels": sources["test"].labels}
+            name: result | {"labels": pixels[name].test.labels}
             for name, result in probe_each(linear, pixels, splits).items()
         }
     return rows
@@ -197,12 +217,16 @@ def _of_splits(config: FineTuneConfig, tuned: FineTuned) -> dict[str, Any]:
 
 
 def dense_rows(
-    config: DenseConfig, opened: Opened, others: Mapping[str, Opened], data: DataConfig
+    config: DenseConfig,
+    opened: Opened,
+    others: Mapping[str, Opened],
+    data: DataConfig,
+    sources: Sources,
 ) -> Rows:
     """Segmentation or depth from each encoder's tokens, and from the pixels of each patch."""
     scenes: dict[str, Scene] = {}
     for split in _SPLITS:
-        source = open_source(data, split)
+        source = sources[split]
         targets = read_targets(
             data, split, source, config.target, config.protocol, scale=config.target_scale
         )

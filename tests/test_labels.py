@@ -13,7 +13,7 @@ from jepa_jax.data.sources import tfds as module
 from jepa_jax.data.sources.tfds_labels import label_reader
 from jepa_jax.data.stream import make_stream
 from jepa_jax.errors import UserError
-from jepa_jax.evaluation.online import online_knn
+from jepa_jax.evaluation.online import online_probes
 from jepa_jax.evaluation.probes import LabelledFeatures, probe, split_training
 from jepa_jax.evaluation.tasks import task_of
 from jepa_jax.objectives.registry import make_objective
@@ -156,7 +156,7 @@ def test_what_needs_classes_refuses_other_labels_or_does_without(tmp_path, tiny,
         open_source(numpy_data(tmp_path, tags(), subset={"share": 0.5}), "train")
     assert len(shown_examples(source)) == 10
     with caplog.at_level("INFO", logger="jepa_jax"):
-        assert online_knn(resolve(tiny), make_objective(resolve(tiny)), source) is None
+        assert online_probes(resolve(tiny), make_objective(resolve(tiny)), source) is None
     assert "no classes" in caplog.text
 
 

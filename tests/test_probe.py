@@ -18,7 +18,8 @@ from jepa_jax.evaluation.heads import HeadState
 from jepa_jax.evaluation.scores import paired
 from jepa_jax.evaluation.table import comparison_line
 from jepa_jax.opened import open_checkpoint
-from jepa_jax.probe import _check_images, _name, _num_train, probe_checkpoint
+from jepa_jax.probe import _check_images, _name, probe_checkpoint
+from jepa_jax.protocols import num_train, open_sources
 
 RNG = np.random.default_rng(0)
 
@@ -75,7 +76,10 @@ def test_a_mistake_is_one_line_before_anything_is_trained(
 
 def test_fine_tuning_keeps_no_features(small, tmp_path):
     config = resolve_probe(load_config("configs/probe/fine_tune.py", []))
-    with pytest.raises(UserError, match=r"--features .*: fine-tuning keeps none"):
+    knn = resolve_probe(load_config("configs/probe/knn.py", []))
+    with pytest.raises(UserError, match=r"--workdir .*: is of the protocol fine_tune; knn has no"):
+        probe_checkpoint(knn, small.folder, workdir=tmp_path)
+    with pytest.raises(UserError, match=r"--features .*: fine_tune keeps none"):
         probe_checkpoint(config, small.folder, workdir=tmp_path, features=tmp_path / "f")
     assert not any(tmp_path.iterdir())
 
@@ -85,18 +89,25 @@ def test_results_of_another_encoder_or_size_have_names_of_their_own(small):
     other = open_checkpoint(small.folder, "encoder")
     config = resolve_probe(load_config("configs/probe/knn.py", []))
     larger = resolve_probe(load_config("configs/probe/knn.py", ["--config.data.image_size=35,28"]))
+    deeper = resolve_probe(load_config("configs/probe/knn.py", ["--config.layers=-2,-1"]))
     names = [
         _name("knn", of, one, probe_data(of, one.config))
-        for of, one in ((config, opened), (config, other), (larger, opened))
+        for of, one in ((config, opened), (config, other), (larger, opened), (deeper, opened))
     ]
-    assert names == ["knn-checkpoint", "knn-encoder-checkpoint", "knn-35x28-checkpoint"]
+    assert names == [
+        "knn-checkpoint",
+        "knn-encoder-checkpoint",
+        "knn-35x28-checkpoint",
+        "knn-blocks-2_-1-checkpoint",
+    ]
 
 
 def test_a_low_shot_result_counts_the_images_of_one_split(small, tmp_path):
     data = saved(tmp_path / "data", np.arange(60) % 3, np.arange(6) % 3)
     for fields, count in (([], 60), (["low_shot.per_class=4", "low_shot.splits=3"], 12)):
         config = probe_config("knn", data, *fields)
-        assert _num_train(config, probe_data(config, small.config)) == count
+        sources = open_sources(config, probe_data(config, small.config))
+        assert num_train(config, sources) == count
 
 
 def test_the_paired_test_of_two_checkpoints_is_printed():

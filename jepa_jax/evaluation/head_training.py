@@ -9,7 +9,7 @@ import os
 import pathlib
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +59,7 @@ class _Batch(NamedTuple):
 def train_heads(
     config: HeadsConfig,
     data: DataConfig,
-    sources: dict[str, Source],
+    sources: Mapping[str, Source],
     backbone: Backbone,
     *,
     progress: pathlib.Path | None = None,
