@@ -142,7 +142,8 @@ def test_heads_are_not_taken_up_again_with_other_labels(small, tmp_path, monkeyp
     for labels in (np.arange(8) % 2, np.arange(8) // 4, np.arange(8) % 2):
         np.save(data / "train_labels.npy", labels)
         found = probe_data(config, opened.config)
-        protocols.head_rows(config, opened, {}, found, features=tmp_path / "features")
+        sources = open_sources(config, found)
+        protocols.head_rows(config, opened, {}, found, sources, features=tmp_path / "features")
     assert taken[0] == taken[2] != taken[1]
 
 
