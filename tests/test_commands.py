@@ -47,6 +47,7 @@ def quickstart(workdir):
         "--config.model.patch_size=4",
         "--config.objective.masks.target_scale=(0.25,0.25)",  # one step to compile
         "--config.objective.masks.target_aspect_ratio=(1.0,1.0)",
+        "--config.data.subset.per_class=200",  # of 1,000: one batch, and probes of a second
     ]
     return run_module("quickstart", f"--workdir={workdir}", *TINY, *smaller)
 

@@ -67,7 +67,8 @@ def test_an_installed_package_runs_the_quickstart_from_another_folder(wheel, tmp
     assert where.stdout.startswith(str(installed))
     fields = [
         "--config.epochs=1",
-        "--config.batch_size=5000",  # two steps
+        "--config.data.subset.per_class=100",
+        "--config.batch_size=500",  # two steps
         "--config.data.source=fashion_mnist",  # which is probed once, cluttered ones twice
         "--config.data.image_size=(16,16)",
         "--config.model.patch_size=8",
