@@ -72,14 +72,15 @@ def fit(
         labels = (labels - offset) / scale
     labels = on_device(labels)
     shape = (width + 1, task.outputs)  # the bias is the last row
-    held = list(_batches(rows, labels)) if 4 * n * width <= _HELD_BYTES else None
+    read = functools.partial(_batches, rows, labels, mean, std)
+    held = list(read()) if 4 * n * width <= _HELD_BYTES else None
 
     def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights = flat.reshape(shape)
         on = jnp.asarray(weights, jnp.float32)
         loss, gradient = 0.0, np.zeros(shape)
-        for block, of_block, real in held if held is not None else _batches(rows, labels):
-            part, d = _block_loss(task, on, block, of_block, real, mean, std)
+        for block, of_block, real in held if held is not None else read():
+            part, d = _block_loss(task, on, block, of_block, real)
             loss, gradient = loss + float(part), gradient + np.asarray(d, np.float64)
         kernel = weights[:-1]
         gradient /= n
@@ -112,14 +113,13 @@ def fit(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _block_loss(
-    task: Task, weights: Array, block: Array, labels: Array, real: Array, mean: Array, std: Array
+    task: Task, weights: Array, block: Array, labels: Array, real: Array
 ) -> tuple[Array, Array]:
     """Loss summed over the rows with `real` 1, and its gradient."""
-    standardized = (block - mean[None]) / std[None]
 
     def loss(weights: Array) -> Array:
         kernel, bias = weights[:-1], weights[-1]
-        outputs = jnp.matmul(standardized, kernel, precision="highest") + bias[None]
+        outputs = jnp.matmul(block, kernel, precision="highest") + bias[None]
         return mean_loss(task, outputs, labels, real) * jnp.maximum(jnp.sum(real), 1.0)
 
     return jax.value_and_grad(loss)(weights)
@@ -133,8 +133,10 @@ def _size(rows: Rows) -> int:
     return max(min(_BLOCK_BYTES // (4 * rows.shape[1]), len(rows)), 1)
 
 
-def _batches(rows: Rows, labels: np.ndarray) -> Iterator[tuple[Array, Array, Array]]:
-    """Blocks of one shape, on the device: features, labels, and 1 for each real row."""
+def _batches(
+    rows: Rows, labels: np.ndarray, mean: np.ndarray, std: np.ndarray
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Blocks of one shape, on the device: standardised features, labels, 1 for each real row."""
     size, start = _size(rows), 0
     for block in _split(rows):
         n = len(block)
@@ -142,7 +144,7 @@ def _batches(rows: Rows, labels: np.ndarray) -> Iterator[tuple[Array, Array, Arr
         of_block = labels[start : start + n]
         start += n
         yield (
-            jnp.asarray(np.pad(block, [(0, fill), (0, 0)])),
+            jnp.asarray(np.pad((block - mean) / std, [(0, fill), (0, 0)])),
             jnp.asarray(np.pad(of_block, [(0, fill), *[(0, 0)] * (labels.ndim - 1)])),
             jnp.asarray(np.pad(np.ones(n, np.float32), (0, fill))),
         )
