@@ -56,7 +56,15 @@ _CURVES = {
     "lr": ("learning rate", "As configured: a warm-up, then a cosine."),
     "weight_decay": ("weight decay", "As configured."),
 }
-_OVER_CHECKPOINTS = ("rankme", "lidar", "alpha_req", "uniformity")
+_OVER_CHECKPOINTS = (
+    "knn_accuracy",
+    "rankme",
+    "lidar",
+    "alpha_req",
+    "stable_rank",
+    "uniformity",
+    "position_share",
+)
 
 
 def write_report(workdirs: list[pathlib.Path], out: pathlib.Path) -> dict[str, Any]:
