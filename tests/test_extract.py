@@ -1,5 +1,6 @@
 """Features written by the command: folders, arrays, odd batches, several devices, bad input."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -197,3 +198,23 @@ def test_a_split_goes_to_the_files_that_the_probe_reuses_and_is_gone_on_with(
         assert path.read_bytes() == (cut / path.name).read_bytes()
     assert (cut / "labels.npy").stat().st_ino != before
     assert len(list(cut.iterdir())) == len(list(folder.iterdir()))
+
+
+def test_files_that_were_changed_in_place_are_other_images(small, tmp_path):
+    data = dataclasses.replace(
+        small.config.data, source="folder", path=str(tmp_path), train_split=None
+    )
+    identities = []
+    for seed in (0, 0, 1):
+        pixels = np.random.default_rng(seed).integers(0, 255, (3, 8, 8, 3), np.uint8)
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / f"{i}.png")
+        source = open_source(data, "train")
+        weights = {"kernel": np.ones(2)}
+        identities.append(
+            feature_files.identity_of(
+                small.config, weights, data, source, split="train", features={}
+            )
+        )
+    assert identities[0] == identities[1] != identities[2]
+    assert len({identity["images"]["digest"] for identity in identities}) == 1  # of names alone

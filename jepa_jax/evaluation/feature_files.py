@@ -17,11 +17,13 @@ import jax
 import numpy as np
 
 from jepa_jax.config import Config, DataConfig, to_dict
+from jepa_jax.data.decode import BadImageError
 from jepa_jax.data.sources import Source
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.rows import Rows
 
 _FILE_BYTES = 64 << 20
+_LOOKED_AT = 256  # files whose contents are part of the identity
 # Of the data's configuration, what changes an evaluation image.
 _PREPARATION = ("image_size", "eval_crop", "interpolation", "reduced_decoding")
 # Of the model's, what changes features; the weights' shapes tell the rest.
@@ -131,10 +133,26 @@ def identity_of(
         "model": {name: model[name] for name in _ARCHITECTURE},
         "normalisation": {"mean": config.data.mean, "std": config.data.std},
         "computed_in": config.compute.dtype,
-        "images": {"split": split, "count": source.num_examples, "digest": source.digest},
+        "images": {
+            "split": split,
+            "count": source.num_examples,
+            "digest": source.digest,
+            "contents": _contents(source),
+        },
         "prepared": {name: prepared[name] for name in _PREPARATION},
         "features": features,
     }
+
+
+def _contents(source: Source) -> str | None:
+    """Of files, whose digest is of their names: that of the bytes of some, spread evenly."""
+    if source.name is None or source.read is None:
+        return None
+    digest = hashlib.sha256()
+    for number in np.unique(np.linspace(0, source.num_examples - 1, _LOOKED_AT).astype(int)):
+        with contextlib.suppress(OSError, BadImageError):  # which is told of elsewhere
+            digest.update(hashlib.sha256(source.read(int(number))).digest())
+    return digest.hexdigest()
 
 
 class Taken(NamedTuple):
