@@ -253,6 +253,9 @@ def test_ctrl_c_reaches_training_once_so_that_it_saves():
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # What runs in the background of a shell without job control, as this suite may, ignores
+        # Ctrl-C; so do its children, and a shell among them can't do otherwise.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "up\n"
     time.sleep(0.2)
