@@ -3,12 +3,9 @@
 import pathlib
 from typing import Any, Literal
 
-import jax
-
-from jepa_jax.config import MeshConfig
 from jepa_jax.data.sources import open_source
 from jepa_jax.errors import UserError
-from jepa_jax.evaluation.extraction import encode_images
+from jepa_jax.evaluation.extraction import encode_images, on_all_devices
 from jepa_jax.evaluation.feature_files import (
     Taken,
     chosen_blocks,
@@ -16,9 +13,7 @@ from jepa_jax.evaluation.feature_files import (
     save_array,
     write_bytes,
 )
-from jepa_jax.evaluation.features import make_pool
 from jepa_jax.opened import Opened
-from jepa_jax.training.sharding import make_mesh
 
 
 def extract_split(
@@ -50,22 +45,14 @@ def extract_split(
     taken = Taken(chosen_blocks(layers, trained.model.depth, field="--layers"), pooled, dtype)
     source = open_source(data, split)
     files = files_of(root, trained, opened.weights, data, source, split, taken)
-    devices = jax.device_count()
-    pool = make_pool(
+    encoders = on_all_devices(
         opened.objective,
-        make_mesh(MeshConfig()) if devices > 1 else None,
+        {opened.network: opened.weights},
+        batch_size=batch_size,
         layers=taken.layers,
         pooled=pooled,
     )
-    rows, _ = encode_images(
-        data,
-        source,
-        split,
-        pool,
-        {opened.network: opened.weights},
-        batch_size=-(-batch_size // devices) * devices,  # the same number on each
-        sink=lambda _: files,
-    )
+    rows, _ = encode_images(data, source, split, encoders, sink=lambda _: files)
     try:
         if source.labels is not None:
             save_array(files.folder / "labels.npy", source.labels)

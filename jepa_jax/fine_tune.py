@@ -15,6 +15,7 @@ from jepa_jax.data.sources import Source, open_source
 from jepa_jax.encoder import architecture_of, find_encoder, is_huggingface
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.features import make_classify, pooled_features
+from jepa_jax.evaluation.scores import top_k
 from jepa_jax.interop.hub import local_path
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.train import pretrain
@@ -176,16 +177,3 @@ def classify(config: Config, workdir: pathlib.Path, test: Source) -> tuple[np.nd
             f"config.data.bad_share = {config.data.bad_share}"
         )
     return scores, good
-
-
-def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """The share of the examples whose label is among the k highest scores.
-
-    Of equal scores those of lower classes count as higher.
-
-    Args:
-      scores: [n, classes].
-      labels: int [n].
-    """
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return float(np.mean(np.any(order == labels[:, None], axis=1)))

@@ -31,7 +31,7 @@ from jepa_jax.config import (
 )
 from jepa_jax.config.files import load_config
 from jepa_jax.errors import UserError
-from jepa_jax.evaluation.comparison import say
+from jepa_jax.evaluation.extraction import say
 from jepa_jax.evaluation.results import check_folder, table_of, write_result
 from jepa_jax.evaluation.scores import measured, paired
 from jepa_jax.evaluation.table import comparison_line, print_table

@@ -160,6 +160,12 @@ def test_a_split_goes_to_the_files_that_the_probe_reuses_and_is_gone_on_with(
     """Files of 600 images; stopped before the last, nothing of them is read again."""
     monkeypatch.setattr(feature_files, "_FILE_BYTES", 600 * 2 * 16 * 4)
     arguments = ("--checkpoint", small.folder, "--split=test", "--layers=-2,-1", "--batch-size=500")
+
+    def on_one_device(*arguments, **options):  # as those that a run's checkpoint is restored to
+        opened = open_checkpoint(*arguments, **options)
+        return opened._replace(weights=jax.device_put(opened.weights, jax.devices()[0]))
+
+    monkeypatch.setattr(extract, "open_checkpoint", on_one_device)
     said = run(*arguments, "--out", tmp_path / "whole")
     folder = pathlib.Path(said["out"])
     count = said["images"]

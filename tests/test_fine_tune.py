@@ -12,7 +12,8 @@ from jepa_jax.config.files import load_config
 from jepa_jax.config.fine_tune import fine_tuning_run, resolve_fine_tune
 from jepa_jax.data.sources import open_source, stratified
 from jepa_jax.errors import UserError
-from jepa_jax.fine_tune import fine_tune, top_k
+from jepa_jax.evaluation.scores import top_k
+from jepa_jax.fine_tune import fine_tune
 
 FEW = {
     "low_shot": {"per_class": 16},

@@ -1,24 +1,27 @@
 """A pretrained encoder beside its controls: its own random initialisation, and raw pixels."""
 
 import functools
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 
-from jepa_jax.config import DataConfig, KnnConfig, LinearConfig, MeshConfig
+from jepa_jax.config import DataConfig, KnnConfig, LinearConfig
 from jepa_jax.data.sources import Source, open_source
 from jepa_jax.errors import UserError
-from jepa_jax.evaluation.extraction import Control, Sink, encode_images, flat_pixels
-from jepa_jax.evaluation.features import make_pool
+from jepa_jax.evaluation.extraction import (
+    Control,
+    Sink,
+    encode_images,
+    flat_pixels,
+    on_all_devices,
+    say,
+)
 from jepa_jax.evaluation.probes import LabelledFeatures, probe
 from jepa_jax.evaluation.reduction import WIDEST, reduce
 from jepa_jax.evaluation.scores import measured, over_splits
 from jepa_jax.objectives.objective import Objective
-from jepa_jax.training.sharding import make_mesh, replicated
 
 _PIXEL_BYTES = 1 << 30  # of raw pixels that are held; above, colour histograms take their place
 _SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
@@ -70,13 +73,7 @@ def features_of(
       UserError: the data have no labels, or the training images only one.
       StoppedRunError: more images are bad than `data.bad_share`; up to there they are left out.
     """
-    devices = jax.device_count()
-    mesh = make_mesh(MeshConfig()) if devices > 1 else None
-    if mesh is not None:  # restored weights lie on the first device alone
-        encoders = {
-            name: jax.device_put(weights, replicated(mesh)) for name, weights in encoders.items()
-        }
-    pool = make_pool(objective, mesh, layers=layers)
+    spread = on_all_devices(objective, encoders, batch_size=batch_size, layers=layers)
     sources = sources or labelled_sources(data)
     control = control_for(data, list(sources.values())) if pixels else None
     found: dict[str, dict[str, LabelledFeatures]] = {}
@@ -85,9 +82,7 @@ def features_of(
             data,
             source,
             split,
-            pool,
-            encoders,
-            batch_size=-(-batch_size // devices) * devices,  # the same number on each
+            spread,
             control=control,
             sink=None if sink is None else functools.partial(sink, split, source),
         )
@@ -181,8 +176,3 @@ def probe_each(
         seconds = time.monotonic() - start
         say(f"{what}: {results[name][measured(results[name])]:.3f} in {seconds:.1f} s")
     return results
-
-
-def say(line: str) -> None:
-    """To standard error, at once."""
-    print(line, file=sys.stderr, flush=True)

@@ -20,8 +20,8 @@ from jepa_jax.data.sources import Source
 from jepa_jax.data.targets import IGNORED
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.backbones import Backbone
-from jepa_jax.evaluation.comparison import say
 from jepa_jax.evaluation.dense_scores import dense_measure, dense_score, of_each_image
+from jepa_jax.evaluation.extraction import say
 from jepa_jax.evaluation.probes import split_training
 from jepa_jax.evaluation.tasks import Task
 

@@ -23,7 +23,7 @@ from jepa_jax.data.sources import Source, restricted
 from jepa_jax.data.stream import make_stream
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.backbones import Backbone
-from jepa_jax.evaluation.comparison import say
+from jepa_jax.evaluation.extraction import say
 from jepa_jax.evaluation.heads import (
     AttentiveHead,
     Grid,

@@ -96,22 +96,6 @@ def check_folder(flag: str, folder: pathlib.Path) -> None:
         raise UserError(f"{flag} {folder}: can't be written: {there} {why}")
 
 
-def read_results(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """All results in a folder: name -> what was written; none if there is no such folder.
-
-    Raises:
-      UserError: a file is no result.
-    """
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found[path.stem] = json.loads(path.read_text())
-            found[path.stem]["rows"].keys()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: is no result of a probe; move it away") from error
-    return found
-
-
 def compare(first: pathlib.Path, second: pathlib.Path, *, row: str = "pretrained") -> Any:
     """Whether the encoders of two results differ; see `scores.paired`.
 
