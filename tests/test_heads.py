@@ -11,8 +11,8 @@ from scipy.special import erf, log_softmax, softmax
 
 from jepa_jax.config import MeshConfig, resolve, resolve_probe
 from jepa_jax.config.files import load_config
-from jepa_jax.data.sources import array_source
-from jepa_jax.errors import UserError
+from jepa_jax.data.sources import array_source, restricted
+from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation import head_training
 from jepa_jax.evaluation.backbones import Backbone, of_encoder, of_pixels
 from jepa_jax.evaluation.features import colour_histograms
@@ -250,6 +250,11 @@ def test_bad_images_have_weight_0(tiny, sources, monkeypatch):
     data = dataclasses.replace(resolve(tiny).data, image_size=(8, 8))
     weights = [w for _, w in head_training._evaluated(data, sources["test"], colours(), 8)]
     np.testing.assert_array_equal(np.flatnonzero(~np.concatenate(weights)), [0, 7, 14, 21, 28])
+    fewer = restricted(sources["test"], np.arange(2))  # of which one is bad
+    assert len(list(head_training._evaluated(data, fewer, colours(), 8))) == 1
+    few = restricted(sources["test"], np.arange(1))
+    with pytest.raises(StoppedRunError, match="1 of 1 centre-cropped images are bad"):
+        list(head_training._evaluated(data, few, colours(), 8))
 
 
 def test_features_are_the_same_on_one_device_and_on_eight(tiny, one_device):

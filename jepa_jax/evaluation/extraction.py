@@ -122,16 +122,20 @@ def encode_images(
             say(f"encoding {n:,} {split} images{found} ...")
     _encode(data, source, encoders, sinks, control, start, name=split)
     bad = next(iter(sinks.values())).bad() if sinks else np.empty(0, np.int64)
-    if too_many_bad(len(bad), n, data.bad_share):
-        raise StoppedRunError(
-            f"{len(bad)} of {n} {split} images are bad, more than config.data.bad_share = "
-            f"{data.bad_share}"
-        )
+    check_share(len(bad), n, split, data.bad_share)
     if len(bad):
         say(f"left out: {len(bad)} bad {split} images (python -m jepa_jax.data check names all)")
     good = np.setdiff1d(np.arange(n), bad)
     rows = {name: one.rows() for name, one in sinks.items()}
     return {name: one.take(good) if len(bad) else one for name, one in rows.items()}, good
+
+
+def check_share(bad: int, n: int, what: str, share: float) -> None:
+    """Raises StoppedRunError if more of n images are bad than a probe bears."""
+    if too_many_bad(bad, n, share):
+        raise StoppedRunError(
+            f"{bad} of {n} {what} images are bad, more than config.data.bad_share = {share}"
+        )
 
 
 def _encode(

@@ -23,7 +23,7 @@ from jepa_jax.data.sources import Source, restricted
 from jepa_jax.data.stream import make_stream
 from jepa_jax.errors import StoppedRunError, UserError
 from jepa_jax.evaluation.backbones import Backbone
-from jepa_jax.evaluation.extraction import say
+from jepa_jax.evaluation.extraction import check_share, say
 from jepa_jax.evaluation.heads import (
     AttentiveHead,
     Grid,
@@ -231,6 +231,7 @@ def _evaluated(
         features = {name: x[:n] for name, x in jax.device_get(backbone.compute(padded)).items()}
         yield features, ~np.isin(index[start : start + n], bad)
         start += n
+    check_share(len(bad), len(index), "centre-cropped", data.bad_share)
 
 
 def _choose_and_test(
