@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from benchmarks.train_step import make_config
 from jepa_jax.config import Config
-from jepa_jax.objectives.ijepa import momentum_at
+from jepa_jax.objectives.ema import momentum_at
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training.setup import set_up
 from jepa_jax.training.sharding import batch_sharding

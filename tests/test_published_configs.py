@@ -12,7 +12,7 @@ from jepa_jax.batch.masks import MultiBlock, check_feasible
 from jepa_jax.config import resolve
 from jepa_jax.config.files import load_config
 from jepa_jax.errors import UserError
-from jepa_jax.objectives.ijepa import momentum_at
+from jepa_jax.objectives.ema import momentum_at
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.training.schedules import make_schedules
 from jepa_jax.training.sharding import check_divisible, mesh_shape

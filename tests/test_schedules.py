@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_jax.config import EmaConfig, resolve
-from jepa_jax.objectives.ijepa import momentum_at
+from jepa_jax.objectives.ema import momentum_at
 from jepa_jax.training.schedules import make_schedules
 
 

@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from jepa_jax.config.objective import MaskConfig
+from jepa_jax.config.prediction import MaskConfig
 from jepa_jax.errors import UserError
 
 # One number on this lattice of [0, 1) gives a block's scale and its aspect ratio, as published.
@@ -78,6 +78,23 @@ class RandomPatches:
         """Shapes of the index arrays; there is one."""
         B, N, K = batch_size, self.num_patches, self.num_visible
         return (({"visible_index": (B, K), "masked_index": (B, N - K)}, 1.0),)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedBlocks:
+    """Exactly T patches are masked, in blocks as far as they fit (BEiT: Bao et al., 2022, 2.3).
+
+    In a batch: masked_index int32 [B, T], sorted and unique.
+    """
+
+    grid: tuple[int, int]  # rows, columns
+    num_masked: int  # T
+    min_patches: int  # of a block
+    aspect_ratio: tuple[float, float]  # height / width
+
+    def variants(self, batch_size: int) -> tuple[tuple[dict[str, tuple[int, ...]], float], ...]:
+        """Shapes of the index array; there is one."""
+        return (({"masked_index": (batch_size, self.num_masked)}, 1.0),)
 
 
 def check_feasible(blocks: MultiBlock) -> float:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jepa_jax.batch.masks import MultiBlock, RandomPatches
+from jepa_jax.batch.masks import MaskedBlocks, MultiBlock, RandomPatches
 from jepa_jax.config import AugmentationConfig, DataConfig
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
@@ -71,7 +71,7 @@ class BatchSpec(NamedTuple):
     """
 
     views: tuple[View, ...]
-    masks: MultiBlock | RandomPatches | None = None
+    masks: MultiBlock | RandomPatches | MaskedBlocks | None = None
     labels: int | None = None
 
     def variants(self, batch_size: int, pixels: Any = np.uint8) -> tuple[tuple[Shapes, float], ...]:

@@ -44,3 +44,18 @@ class AugmentationConfig:
     solarize_threshold: Share = 0.5  # of pixels in 0..1; those at or above it are inverted
     # Probability of random erasing (Zhong et al., 2020); see `data/erasing.py`.
     erase: Share = 0.0
+
+
+# Published sets: SimCLR's and SwAV's; and BYOL's for its first view and its second.
+STRONG = AugmentationConfig(
+    flip=0.5,
+    jitter=0.8,
+    brightness=0.8,
+    contrast=0.8,
+    saturation=0.8,
+    hue=0.2,
+    grayscale=0.2,
+    blur=0.5,
+)
+FIRST_VIEW = AugmentationConfig(flip=0.5, jitter=0.8, grayscale=0.2, blur=1.0)
+SECOND_VIEW = AugmentationConfig(flip=0.5, jitter=0.8, grayscale=0.2, blur=0.1, solarize=0.2)

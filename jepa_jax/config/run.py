@@ -9,10 +9,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+from jepa_jax.config.checks import check_patches, check_width
 from jepa_jax.config.data import DataConfig
 from jepa_jax.config.derived import ImageFacts, derive
 from jepa_jax.config.formats import refuse_moved, replace_sentinels
-from jepa_jax.config.objective import ObjectiveConfig, check_patches, check_width
+from jepa_jax.config.objective import ObjectiveConfig
 from jepa_jax.config.schema import (
     AboveZero,
     Bound,

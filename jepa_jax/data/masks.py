@@ -13,14 +13,15 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from jepa_jax.batch.masks import LATTICE, MultiBlock, RandomPatches
+from jepa_jax.batch.masks import LATTICE, MaskedBlocks, MultiBlock, RandomPatches
 from jepa_jax.config import MaskConfig
 from jepa_jax.data import stateless_random
 
 # Draws per example before the fallback. A setting that under half of the draws can meet is refused.
 MAX_DRAWS = 100
 # First part of the random keys, so that streams never meet.
-_SIZES, _CORNERS, _CHOICE, _PATCHES = 1, 2, 3, 6
+_SIZES, _CORNERS, _CHOICE, _PATCHES, _BLOCKS = 1, 2, 3, 6, 14
+_BLOCK_DRAWS = 40  # tries per example; BEiT gives up after ten in a row that do not fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,3 +165,52 @@ def draw_random_patches(
     order = tf.argsort(stateless_random.uniform(key, spec.num_patches), axis=1)  # [B, N]
     visible, masked = order[:, : spec.num_visible], order[:, spec.num_visible :]
     return {"visible_index": tf.sort(visible, axis=1), "masked_index": tf.sort(masked, axis=1)}
+
+
+def draw_masked_blocks(
+    spec: MaskedBlocks, *, seed: int, epoch: tf.Tensor, index: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """Blocks of patches, one after another, until exactly T patches of each example are masked.
+
+    A block's area is uniform between `min_patches` and what is still to be masked, its aspect ratio
+    log-uniform, its corner uniform over all that fit. One that does not fit into the grid, masks
+    nothing new, or too much, is dropped. What is left when the draws are used up, fewer patches
+    than a block has, is masked patch by patch, uniformly: so T is exact, where BEiT masks fewer.
+
+    Args:
+      epoch: int64 scalar, or [B].
+      index: int64 [B], each example's number in the data set.
+
+    Returns:
+      masked_index int32 [B, T], sorted.
+    """
+    rows, columns = spec.grid
+    key = stateless_random.make_key(_BLOCKS, seed, epoch, index)  # [B]
+    lowest, highest = np.log(spec.aspect_ratio)
+
+    def add(draw: tf.Tensor, masked: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        u = stateless_random.uniform(key, 4, offset=4 * draw)  # [B, 4]
+        left = spec.num_masked - tf.math.count_nonzero(masked, axis=[1, 2])  # [B]
+        area = spec.min_patches + u[:, 0] * (tf.cast(left, tf.float64) - spec.min_patches)
+        ratio = tf.exp(lowest + u[:, 1] * (highest - lowest))
+        height = tf.cast(tf.round(tf.sqrt(area * ratio)), tf.int32)
+        width = tf.cast(tf.round(tf.sqrt(area / ratio)), tf.int32)
+        top = tf.cast(tf.floor(u[:, 2] * tf.cast(rows - height + 1, tf.float64)), tf.int32)
+        first = tf.cast(tf.floor(u[:, 3] * tf.cast(columns - width + 1, tf.float64)), tf.int32)
+        row, column = tf.range(rows)[None], tf.range(columns)[None]
+        in_rows = (row >= top[:, None]) & (row < (top + height)[:, None])  # [B, rows]
+        in_columns = (column >= first[:, None]) & (column < (first + width)[:, None])
+        new = in_rows[:, :, None] & in_columns[:, None, :] & ~masked
+        count = tf.math.count_nonzero(new, axis=[1, 2])
+        fits = (height <= rows) & (width <= columns) & (count <= left)
+        return draw + 1, masked | (new & fits[:, None, None])
+
+    _, masked = tf.while_loop(
+        lambda draw, _: draw < _BLOCK_DRAWS,
+        add,
+        (tf.constant(0), tf.zeros([tf.shape(index)[0], rows, columns], tf.bool)),
+    )
+    masked = tf.reshape(masked, [-1, rows * columns])
+    rank = stateless_random.uniform(key, rows * columns, offset=4 * _BLOCK_DRAWS)  # [B, N]
+    _, chosen = tf.math.top_k(tf.where(masked, rank + 1.0, rank), k=spec.num_masked)
+    return {"masked_index": tf.sort(chosen, axis=1)}

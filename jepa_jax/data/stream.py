@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from jepa_jax.batch.masks import MultiBlock, RandomPatches
+from jepa_jax.batch.masks import MaskedBlocks, MultiBlock, RandomPatches
 from jepa_jax.batch.spec import BatchSpec, DataIdentity, Shapes, Stream
 from jepa_jax.config import DataConfig
 from jepa_jax.data.augment import augment
 from jepa_jax.data.crops import view_crops
-from jepa_jax.data.masks import MaskSampler, draw_random_patches
+from jepa_jax.data.masks import MaskSampler, draw_masked_blocks, draw_random_patches
 from jepa_jax.data.pipeline import (
     PARALLEL,
     calls_of,
@@ -209,6 +209,8 @@ class _Batches:
             return MaskSampler(masks, self.seed).draw(step, epoch, index)
         if isinstance(masks, RandomPatches):
             return draw_random_patches(masks, seed=self.seed, epoch=epoch, index=index)
+        if isinstance(masks, MaskedBlocks):
+            return draw_masked_blocks(masks, seed=self.seed, epoch=epoch, index=index)
         return {}
 
     def _locate(self, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -9,6 +9,8 @@ A backward pass costs twice its forward pass: every product has a gradient for e
 factors. Except for the patch embedding, because pixels need no gradient.
 """
 
+import itertools
+
 from jepa_jax.config import ModelConfig
 
 
@@ -50,3 +52,8 @@ def block_flops(width: int, mlp_ratio: float, tokens: int, selected: int) -> int
     attention = 2 * 2 * selected * tokens * width  # scores; weighted values
     mlp = 2 * 2 * selected * width * int(width * mlp_ratio)
     return keys_and_values + query_and_output + attention + mlp
+
+
+def head_flops(*widths: int) -> float:
+    """Forward and backward pass of dense layers on one feature, by their widths in turn."""
+    return 6.0 * sum(inner * outer for inner, outer in itertools.pairwise(widths))

@@ -209,6 +209,7 @@ class Transformer(nn.Module):
         deterministic: bool = True,
         select: Select | None = None,
         layers: tuple[int, ...] | None = None,
+        final_norm: bool = True,
     ) -> Float[Array, "B Q D"] | Float[Array, "L B N D"]:
         """Transformed tokens.
 
@@ -218,6 +219,7 @@ class Transformer(nn.Module):
             block computes no other: it only lets them attend to the rest.
           layers: the blocks whose outputs are wanted, ascending, counted from 0; each then passes
             through the final LayerNorm, and they come stacked. Without `select`.
+          final_norm: whether the outputs of `layers` do pass through it.
         """
         stochastic = self.drop_path_rate > 0 and not deterministic
         block = Block(
@@ -272,7 +274,7 @@ class Transformer(nn.Module):
             outputs = []
             for first, end in itertools.pairwise([0, *(layer + 1 for layer in layers)]):
                 x = loop(x, first, end)
-                outputs.append(norm(shard(x)))
+                outputs.append(norm(shard(x)) if final_norm else x)
             return jnp.stack(outputs)
         x = loop(x, 0, self.depth if select is None else self.depth - 1)
         if select is not None:

@@ -1,5 +1,6 @@
 """The encoder: a vision transformer that embeds only the patches it is asked for."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -45,6 +46,8 @@ class VisionTransformer(nn.Module):
         deterministic: bool = True,
         layers: tuple[int, ...] | None = None,
         with_class_token: bool = False,
+        replaced: tuple[Int[Array, "B R"], Float[Array, " D"]] | None = None,
+        final_norm: bool = True,
     ) -> Float[Array, "B T D"] | Float[Array, "L B T D"]:
         """Encodes the patches at `index` (all if None), which attend to each other alone.
 
@@ -56,6 +59,9 @@ class VisionTransformer(nn.Module):
           layers: the blocks whose outputs are wanted, ascending, counted from 0; they come stacked
             (the last block's alone if None).
           with_class_token: put the class token before the patches' tokens: [B, 1 + K, D].
+          replaced: patches whose embeddings are replaced by a mask token, and this token; of the
+            patches all that is left is where they are. Without `index`.
+          final_norm: whether the outputs of `layers` pass through the last LayerNorm.
 
         Returns:
           Tokens after the last LayerNorm, float32.
@@ -82,6 +88,11 @@ class VisionTransformer(nn.Module):
             kernel_init=nn.initializers.normal(self.init_std),
             name="patch_embed",
         )(patches)
+        if replaced is not None:
+            masked, token = replaced
+            raster = jnp.arange(x.shape[1])
+            is_masked = jnp.any(masked[:, :, None] == raster[None, None], axis=1)  # [B, N]
+            x = jnp.where(is_masked[..., None], token[None, None].astype(x.dtype), x)
         x = x + positions  # [B, K, D], float32 from here on
         if self.class_token:
             normal = nn.initializers.normal(self.init_std)
@@ -100,7 +111,7 @@ class VisionTransformer(nn.Module):
             attention=self.attention,
             layer_norm_eps=self.layer_norm_eps,
             name="transformer",
-        )(x, deterministic=deterministic, layers=layers)
+        )(x, deterministic=deterministic, layers=layers, final_norm=final_norm)
         return x[..., 1:, :] if self.class_token and not with_class_token else x
 
 
@@ -126,3 +137,18 @@ def make_encoder(config: Config) -> VisionTransformer:
         class_token=model.class_token,
         layer_norm_eps=model.layer_norm_eps,
     )
+
+
+def init_encoder(encoder: VisionTransformer, config: Config, key: Array) -> dict[str, Any]:
+    """The encoder's parameters before any training."""
+    image = jnp.zeros((1, *config.data.image_size, config.data.channels))
+    return encoder.init(key, image)["params"]
+
+
+def encoding(encoder: VisionTransformer) -> Callable[..., Any]:
+    """`Objective.encode` of an encoder: (weights, images, layers) -> the patches' tokens."""
+
+    def encode(weights: Any, images: Array, layers: tuple[int, ...] | None = None) -> Any:
+        return encoder.apply({"params": weights}, images, layers=layers)
+
+    return encode

@@ -10,8 +10,13 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
+
+from jepa_jax.config import EmaConfig
+
+MOST_KEPT = 0.05  # of its random start at the end of a run; beyond it, the run is warned of
 
 
 class EmaState(NamedTuple):
@@ -50,3 +55,62 @@ def follow_parameters(
         return updates, EmaState(step=state.step + 1, target=target)
 
     return optax.GradientTransformation(init, update)
+
+
+def momentum_at(ema: EmaConfig, step: Array | int, horizon: float) -> Array:
+    """Of the moving average: from step 0 to `rise_share` of the horizon, and constant after it."""
+    start = start_momentum(ema, horizon)
+    progress = jnp.minimum(step / (ema.rise_share * horizon), 1.0)
+    return start + (ema.final_momentum - start) * _risen(ema, progress, jnp)
+
+
+def start_momentum(ema: EmaConfig, horizon: float) -> float:
+    """Of step 0: as configured, or such that `kept_share` of the start is left at the horizon."""
+    if ema.kept_share is None:
+        return ema.start_momentum
+    low, high = 0.0, 1.0
+    for _ in range(50):  # bisection: the share grows with the momentum
+        middle = 0.5 * (low + high)
+        if _kept(ema, middle, horizon, int(horizon)) < ema.kept_share:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def kept_share(ema: EmaConfig, horizon: float, steps: int) -> float:
+    """The share of its random start that the moving average still is after some steps."""
+    return _kept(ema, start_momentum(ema, horizon), horizon, steps)
+
+
+def average_outlook(
+    ema: EmaConfig, steps: int, horizon: float, from_scratch: bool
+) -> tuple[str, tuple[str, ...]]:
+    """What the moving average of a run will be like: a fact, and warnings; see `Outlook`."""
+    start, kept = start_momentum(ema, horizon), kept_share(ema, horizon, steps)
+    fact = (
+        f"momentum {start:.4g} to {ema.final_momentum:.4g}: at the end the target encoder is still "
+        f"{kept:.2g} of its start"
+    )
+    if not from_scratch or kept <= MOST_KEPT:
+        return fact, ()
+    warning = (
+        f"config.objective.ema.start_momentum = {start:.4g}: {steps} steps leave {kept:.0%} of "
+        f"the target encoder at its random start, and it should be under {MOST_KEPT:.0%}; set "
+        "objective.ema.kept_share=0.001 in its place, or train longer"
+    )
+    return fact, (warning,)
+
+
+def _risen(ema: EmaConfig, progress: Any, numpy: Any) -> Any:
+    """How far the momentum has gone from its start to its end."""
+    if ema.schedule == "linear":
+        return progress
+    return 0.5 * (1.0 - numpy.cos(numpy.pi * progress))
+
+
+def _kept(ema: EmaConfig, start: float, horizon: float, steps: int) -> float:
+    progress = np.minimum(np.arange(steps) / (ema.rise_share * horizon), 1.0)
+    momenta = start + (ema.final_momentum - start) * _risen(ema, progress, np)
+    with np.errstate(divide="ignore"):  # a momentum of 0 keeps nothing
+        return float(np.exp(np.sum(np.log(momenta))))

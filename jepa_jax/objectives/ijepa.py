@@ -6,14 +6,12 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jepa_jax.batch.masks import MultiBlock, usual_context
 from jepa_jax.batch.spec import BatchSpec, Shapes, image_view
 from jepa_jax.config import (
     Config,
-    EmaConfig,
     IJepaConfig,
     SigregConfig,
     VarianceCovarianceConfig,
@@ -22,14 +20,13 @@ from jepa_jax.models.flops import encoder_flops, predictor_flops
 from jepa_jax.models.patches import gather_tokens
 from jepa_jax.models.predictor import make_predictor
 from jepa_jax.models.transformer import rescale_by_depth
-from jepa_jax.models.vision_transformer import make_encoder
-from jepa_jax.objectives.ema import follow_parameters
+from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
+from jepa_jax.objectives.ema import average_outlook, follow_parameters, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective, Outlook
 from jepa_jax.objectives.statistics import covariance_term, sigreg, variance_term
 
 TARGET_NORM_EPS = 1e-5
-# Beyond these a run is warned of: shares of the random start, and of the visible patches.
-MOST_KEPT, LEAST_CONTEXT = 0.05, 0.5
+LEAST_CONTEXT = 0.5  # of the visible patches; a run whose context is smaller is warned of
 
 
 def make(config: Config, settings: IJepaConfig) -> Objective:
@@ -41,11 +38,10 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
 
     def init(key: Array) -> dict[str, Any]:
         encoder_key, predictor_key = jax.random.split(key)
-        image = jnp.zeros((1, *config.data.image_size, config.data.channels))
         index = jnp.zeros((1, 1), jnp.int32)
         context = jnp.zeros((1, 1, config.model.embed_dim))
         params = {
-            "encoder": encoder.init(encoder_key, image)["params"],
+            "encoder": init_encoder(encoder, config, encoder_key),
             "predictor": predictor.init(predictor_key, context, index, index[None])["params"],
         }
         if config.init.depth_rescale:
@@ -78,9 +74,6 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
             metrics |= {"prediction_loss": value, **terms}
             value += sum(terms.values())
         return value, {"metrics": metrics}
-
-    def encode(weights: Any, images: Array, layers: tuple[int, ...] | None = None) -> Any:
-        return encoder.apply({"params": weights}, images, layers=layers)
 
     def predict(
         params: dict[str, Any], state: Any, images: Array, context_index: Array, target_index: Array
@@ -122,7 +115,7 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
             "target_encoder": ("objective_state", "target"),
             "encoder": ("params", "encoder"),
         },
-        encode=encode,
+        encode=encoding(encoder),
         flops=flops,
         mean_over_examples=settings.target_norm == "layer_norm" and settings.regularizer is None,
         outlook=functools.partial(outlook, settings, blocks),
@@ -130,63 +123,26 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
     )
 
 
-def momentum_at(ema: EmaConfig, step: Array | int, horizon: float) -> Array:
-    """Of the moving average: a straight line from step 0 to the horizon."""
-    start = start_momentum(ema, horizon)
-    share = jnp.minimum(step / horizon, 1.0)
-    return start + (ema.final_momentum - start) * share
-
-
-def start_momentum(ema: EmaConfig, horizon: float) -> float:
-    """Of step 0: as configured, or such that `kept_share` of the start is left at the horizon."""
-    if ema.kept_share is None:
-        return ema.start_momentum
-    low, high = 0.0, 1.0
-    for _ in range(50):  # bisection: the share grows with the momentum
-        middle = 0.5 * (low + high)
-        if kept_share(middle, ema.final_momentum, horizon, int(horizon)) < ema.kept_share:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def kept_share(start: float, final: float, horizon: float, steps: int) -> float:
-    """The share of its random start that the moving average still is after some steps."""
-    progress = np.minimum(np.arange(steps) / horizon, 1.0)
-    with np.errstate(divide="ignore"):  # a momentum of 0 keeps nothing
-        return float(np.exp(np.sum(np.log(start + (final - start) * progress))))
-
-
 def outlook(
     settings: IJepaConfig, blocks: MultiBlock, steps: int, horizon: float, from_scratch: bool
 ) -> Outlook:
     """What a run will be like, as far as its masks and its moving average decide it."""
-    start, final = start_momentum(settings.ema, horizon), settings.ema.final_momentum
-    kept = kept_share(start, final, horizon, steps)
     K, usual = settings.masks.context_tokens, usual_context(blocks)
     num_patches = blocks.grid[0] * blocks.grid[1]
     lengths = sorted(blocks.target_lengths())
+    fact, warnings = average_outlook(settings.ema, steps, horizon, from_scratch)
     facts = (
         f"context: {K} of {num_patches} patches; targets: {settings.masks.num_targets} blocks of "
         f"{lengths[0]} to {lengths[-1]}",
-        f"momentum {start:.4g} to {final:.4g}: at the end the target encoder is still {kept:.2g} "
-        "of its start",
+        fact,
     )
-    warnings = []
-    if from_scratch and kept > MOST_KEPT:
-        warnings.append(
-            f"config.objective.ema.start_momentum = {start:.4g}: {steps} steps leave {kept:.0%} of "
-            "the target encoder at its random start, and it should be under "
-            f"{MOST_KEPT:.0%}; set objective.ema.kept_share=0.001 in its place, or train longer"
-        )
     if LEAST_CONTEXT * usual > K:
-        warnings.append(
+        warnings += (
             f"config.objective.masks.context_tokens = {K}: half of the mask draws leave {usual} or "
             f"more of {num_patches} patches visible, and most of them are thrown away; set "
-            "objective.masks.context_share=0.3 in its place"
+            "objective.masks.context_share=0.3 in its place",
         )
-    return Outlook(facts, tuple(warnings))
+    return Outlook(facts, warnings)
 
 
 def target_tokens(tokens: Float[Array, "B N D"], norm: str = "layer_norm") -> Float[Array, "B N D"]:

@@ -13,7 +13,7 @@ from jepa_jax.config import Config, MaeConfig
 from jepa_jax.models.flops import encoder_flops, predictor_flops
 from jepa_jax.models.patches import gather_tokens, patchify
 from jepa_jax.models.predictor import make_predictor
-from jepa_jax.models.vision_transformer import make_encoder
+from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.objective import Clock, Objective, no_state
 
 PIXEL_VARIANCE_EPS = 1e-6
@@ -34,11 +34,10 @@ def make(config: Config, settings: MaeConfig) -> Objective:
 
     def init(key: Array) -> dict[str, Any]:
         encoder_key, decoder_key = jax.random.split(key)
-        image = jnp.zeros((1, *config.data.image_size, config.data.channels))
         index = jnp.zeros((1, 1), jnp.int32)
         context = jnp.zeros((1, 1 + config.model.class_token, config.model.embed_dim))
         return {
-            "encoder": encoder.init(encoder_key, image)["params"],
+            "encoder": init_encoder(encoder, config, encoder_key),
             "decoder": decoder.init(decoder_key, context, index, index[None])["params"],
         }
 
@@ -65,9 +64,6 @@ def make(config: Config, settings: MaeConfig) -> Objective:
         chex.assert_equal_shape((predictions, targets))
         return jnp.mean(jnp.square(predictions - targets)), {}
 
-    def encode(weights: Any, images: Array, layers: tuple[int, ...] | None = None) -> Any:
-        return encoder.apply({"params": weights}, images, layers=layers)
-
     def flops(shapes: Shapes) -> dict[str, float]:
         K, T = shapes["visible_index"].shape[1], shapes["masked_index"].shape[1]
         return {
@@ -91,7 +87,7 @@ def make(config: Config, settings: MaeConfig) -> Objective:
         loss=loss,
         state=no_state,
         encoders={"encoder": ("params", "encoder")},
-        encode=encode,
+        encode=encoding(encoder),
         flops=flops,
     )
 

@@ -77,6 +77,15 @@ def no_state(horizon: float) -> optax.GradientTransformation:
     return optax.identity()
 
 
+def train_from(params: Mapping[str, Any], first_steps: Mapping[str, int]) -> dict[str, Any]:
+    """`Objective.trains` by parts of the parameters; those that are not named: from the start."""
+
+    def constant(tree: Any, first: int) -> Any:
+        return jax.tree.map(lambda _: first, tree)
+
+    return {name: constant(tree, first_steps.get(name, 0)) for name, tree in params.items()}
+
+
 def initial_encoder(objective: Objective, seed: int, name: str | None = None) -> Params:
     """An encoder's weights before the first step of a run.
 

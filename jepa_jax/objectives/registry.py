@@ -7,7 +7,19 @@ from jaxtyping import Array
 
 from jepa_jax.batch.pixels import normalize
 from jepa_jax.config import Config
-from jepa_jax.objectives import ijepa, mae, supervised, swav, vicreg
+from jepa_jax.objectives import (
+    byol,
+    data2vec,
+    dino,
+    ijepa,
+    lejepa,
+    mae,
+    msn,
+    simclr,
+    supervised,
+    swav,
+    vicreg,
+)
 from jepa_jax.objectives.objective import Batch, Clock, Objective, Params
 
 # name -> (the run's configuration, the objective's section of it) -> the objective
@@ -17,6 +29,12 @@ OBJECTIVES: dict[str, Callable[[Config, Any], Objective]] = {
     "mae": mae.make,
     "vicreg": vicreg.make,
     "swav": swav.make,
+    "simclr": simclr.make,
+    "byol": byol.make,
+    "lejepa": lejepa.make,
+    "dino": dino.make,
+    "msn": msn.make,
+    "data2vec": data2vec.make,
 }
 
 

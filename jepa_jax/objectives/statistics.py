@@ -4,9 +4,12 @@ Under jit on a batch that is sharded over the mesh, each mean and each product o
 that of the whole batch.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from jepa_jax.models.heads import unit_rows
 
 
 def variance_term(z: Float[Array, "n D"], *, epsilon: float = 1e-4) -> Float[Array, ""]:
@@ -19,16 +22,20 @@ def variance_term(z: Float[Array, "n D"], *, epsilon: float = 1e-4) -> Float[Arr
     return jnp.mean(jax.nn.relu(1.0 - deviation))
 
 
-def covariance_term(z: Float[Array, "n D"]) -> Float[Array, ""]:
+def covariance_term(z: Float[Array, "n D"], *, divisor: str = "width") -> Float[Array, ""]:
     """Squared covariances of different features, summed, divided by D.
 
     sum_{i != j} C_ij^2 / D with C = Z^T Z / (n - 1) of the centred features (VICReg: Bardes et al.,
     2022, equations 3 and 4).
+
+    Args:
+      divisor: "width", D; or "pairs", D (D - 1): then it is the mean over pairs of features.
     """
     n, D = z.shape
     centred = z - jnp.mean(z, axis=0, keepdims=True)
     covariance = centred.T @ centred / (n - 1)  # [D, D]
-    return (jnp.sum(jnp.square(covariance)) - jnp.sum(jnp.square(jnp.diag(covariance)))) / D
+    total = jnp.sum(jnp.square(covariance)) - jnp.sum(jnp.square(jnp.diag(covariance)))
+    return total / {"width": D, "pairs": D * (D - 1)}[divisor]
 
 
 def sigreg(
@@ -71,3 +78,48 @@ def sinkhorn(
         q = q / (jnp.sum(q, axis=0, keepdims=True) * (K / n))
         q = q / jnp.sum(q, axis=1, keepdims=True)
     return q
+
+
+def nt_xent(
+    a: Float[Array, "n E"], b: Float[Array, "n E"], *, temperature: float
+) -> Float[Array, ""]:
+    """Cross-entropy of finding an embedding's other view among all others of the batch.
+
+    Mean over the 2 n embeddings of -log [exp(s_ij / t) / sum_{k != i} exp(s_ik / t)], with their
+    cosines s and the other view j of i (SimCLR: Chen et al., 2020, equation 1).
+    """
+    chex.assert_equal_shape((a, b))
+    n = len(a)
+    z = unit_rows(jnp.concatenate([a, b]))  # [2 n, E]
+    scores = z @ z.T / temperature
+    itself = jnp.eye(2 * n, dtype=bool)
+    total = jax.nn.logsumexp(jnp.where(itself, -jnp.inf, scores), axis=1)  # [2 n]
+    positive = jnp.sum(z * jnp.roll(z, n, axis=0), axis=1) / temperature
+    return jnp.mean(total - positive)
+
+
+def cosine_distance(a: Float[Array, "n E"], b: Float[Array, "n E"]) -> Float[Array, ""]:
+    """Mean of 2 - 2 cos(a_i, b_i): squared distances of unit vectors (BYOL, equation 2)."""
+    chex.assert_equal_shape((a, b))
+    return jnp.mean(2.0 - 2.0 * jnp.sum(unit_rows(a) * unit_rows(b), axis=1))
+
+
+def swapped_prediction_loss(
+    targets: Float[Array, "G n K"], log_p: Float[Array, "V n K"]
+) -> Float[Array, ""]:
+    """Mean over examples, targets and the *other* views of -sum_k q_k log p_k.
+
+    SwAV: Caron et al., 2020, equations 1 and 2. DINO: Caron et al., 2021, equation 3.
+
+    Args:
+      targets: assignments of the large crops, which are the first of the V views.
+      log_p: log predictions from all views.
+    """
+    pairs = -jnp.einsum("gnk,vnk->gv", targets, log_p) / targets.shape[1]  # [G, V]
+    other = ~jnp.eye(pairs.shape[0], pairs.shape[1], dtype=bool)
+    return jnp.sum(jnp.where(other, pairs, 0.0)) / (len(targets) * (len(log_p) - 1))
+
+
+def entropy(p: Float[Array, " K"]) -> Float[Array, ""]:
+    """-sum_k p_k log p_k; its exponential is how many of the K are used."""
+    return -jnp.sum(jax.scipy.special.xlogy(p, p))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from jepa_jax.batch.spec import BatchSpec, Shapes, image_view
 from jepa_jax.config import Config, SupervisedConfig
 from jepa_jax.models.flops import encoder_flops
-from jepa_jax.models.vision_transformer import make_encoder
+from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.ema import follow_parameters
 from jepa_jax.objectives.mixing import mix
 from jepa_jax.objectives.objective import Clock, Objective, no_state
@@ -29,9 +29,8 @@ def make(config: Config, settings: SupervisedConfig) -> Objective:
 
     def init(key: Array) -> dict[str, Any]:
         encoder_key, head_key = jax.random.split(key)
-        image = jnp.zeros((1, *config.data.image_size, config.data.channels))
         return {
-            "encoder": encoder.init(encoder_key, image)["params"],
+            "encoder": init_encoder(encoder, config, encoder_key),
             "head": head.init(head_key, jnp.zeros((1, config.model.embed_dim)))["params"],
         }
 
@@ -59,9 +58,6 @@ def make(config: Config, settings: SupervisedConfig) -> Objective:
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1))
         value = jnp.mean(optax.softmax_cross_entropy(logits, targets))
         return value, {"metrics": {"train_accuracy": accuracy}}
-
-    def encode(weights: Any, images: Array, layers: tuple[int, ...] | None = None) -> Any:
-        return encoder.apply({"params": weights}, images, layers=layers)
 
     def classify(params: dict[str, Any], state: Any, images: Array) -> Any:
         weights = params if settings.ema is None else state.target
@@ -94,7 +90,7 @@ def make(config: Config, settings: SupervisedConfig) -> Objective:
         loss=loss,
         state=no_state if settings.ema is None else average,
         encoders=encoders,
-        encode=encode,
+        encode=encoding(encoder),
         flops=flops,
         classify=classify,
     )

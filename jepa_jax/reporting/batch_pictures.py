@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from jepa_jax.batch.masks import MultiBlock
+from jepa_jax.batch.masks import MaskedBlocks, MultiBlock
 from jepa_jax.batch.spec import BatchSpec, first_view
 from jepa_jax.config import Config
 from jepa_jax.data.originals import Original
@@ -62,6 +62,8 @@ def masks_picture(
         targets = batch["target_index"]  # [B, M, T]
         indices["context"] = batch["context_index"]
         indices |= {f"target {i + 1}": targets[:, i] for i in range(targets.shape[1])}
+    elif isinstance(needs.masks, MaskedBlocks):
+        indices["masked"] = batch["masked_index"]
     else:
         indices = {"visible": batch["visible_index"], "masked": batch["masked_index"]}
     images = displayable(first_view(needs, batch))  # [B, H, W, 3]

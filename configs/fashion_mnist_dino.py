@@ -1,0 +1,28 @@
+"""DINO (Caron et al., 2021) on the bundled images, with two crops of 28 and four of 16 pixels."""
+
+import ml_collections
+
+from .fashion_mnist import get_config as bundled
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = bundled()
+    config.batch_size = 128
+    # Grey images of 28 pixels: of the published augmentations, brightness and contrast are left.
+    grey = {"flip": 0.0, "jitter": 0.8, "saturation": 0.0, "hue": 0.0}
+    config.objective = {
+        "name": "dino",
+        "num_prototypes": 512,
+        "hidden_dim": 256,
+        "output_dim": 64,
+        "freeze_prototypes_steps": 78,  # an epoch
+        "ema": {"schedule": "cosine", "kept_share": 1e-3},
+        "num_local": 4,
+        "local_size": (16, 16),
+        "local_crop_scale": (0.05, 0.3),
+        "augmentation": grey,
+        "second_augmentation": {**grey, "solarize": 0.2},
+        "local_augmentation": grey,
+    }
+    config.optimizer.clip_norm = 3.0
+    return config

@@ -1,0 +1,86 @@
+"""LeJEPA (Balestriero & LeCun, 2025): all crops of an image agree; embeddings are normal."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jepa_jax.batch.spec import BatchSpec, Shapes
+from jepa_jax.config import Config, LejepaConfig
+from jepa_jax.models.flops import head_flops
+from jepa_jax.models.heads import ProjectionHead
+from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
+from jepa_jax.objectives.objective import Clock, Objective, no_state
+from jepa_jax.objectives.statistics import sigreg
+from jepa_jax.objectives.views import crop_features, crop_flops, large_and_small_crops
+
+
+def make(config: Config, settings: LejepaConfig) -> Objective:
+    """The objective. Parameters: {"encoder": ..., "projector": ...}; no state.
+
+      (1 - lambda) mean_v |z_v - mean of the large crops|^2 + lambda mean_v SIGReg(z_v)
+
+    with the square's mean over the features. No moving average, no stop-gradient, no predictor.
+    """
+    encoder = make_encoder(config)
+    widths = (settings.hidden_dim, settings.hidden_dim, settings.output_dim)
+    projector = ProjectionHead(widths, last_bias=True, dtype=jnp.dtype(config.compute.dtype))
+
+    def init(key: Array) -> dict[str, Any]:
+        encoder_key, projector_key = jax.random.split(key)
+        feature = jnp.zeros((1, config.model.embed_dim))
+        return {
+            "encoder": init_encoder(encoder, config, encoder_key),
+            "projector": projector.init(projector_key, feature)["params"],
+        }
+
+    def loss(
+        params: dict[str, Any], state: Any, batch: dict[str, Array], key: Array, clock: Clock
+    ) -> tuple[Array, dict[str, Any]]:
+        del state, clock
+        features = crop_features(encoder, params["encoder"], batch, key=key)  # [V, B, D]
+        V, B, D = features.shape
+        # One batch normalisation over all crops.
+        projected: Any = projector.apply({"params": params["projector"]}, features.reshape(-1, D))
+        z = projected.reshape(V, B, settings.output_dim)
+        center = jnp.mean(z[: settings.num_global], axis=0, keepdims=True)  # [1, B, E]
+        directions = jax.random.fold_in(key, 2)  # the same for all views
+
+        def normality(view: Array) -> Array:
+            return sigreg(view, directions, num_directions=settings.num_directions)
+
+        scale = 1.0 if settings.times_batch_size else 1.0 / B
+        terms = {
+            "invariance": jnp.mean(jnp.square(z - center)),
+            "sigreg": scale * jnp.mean(jax.vmap(normality)(z)),
+        }
+        share = settings.regularization
+        return (1.0 - share) * terms["invariance"] + share * terms["sigreg"], {"metrics": terms}
+
+    def flops(shapes: Shapes) -> dict[str, float]:
+        del shapes
+        crops = settings.num_global + settings.num_local
+        return {
+            "encoder": crop_flops(config, settings, num_global=settings.num_global),
+            "projector": crops * head_flops(config.model.embed_dim, *widths),
+        }
+
+    return Objective(
+        needs=BatchSpec(
+            views=large_and_small_crops(
+                config,
+                settings,
+                num_global=settings.num_global,
+                global_augmentations=(settings.augmentation,),
+                local_augmentation=settings.augmentation,
+            )
+        ),
+        init=init,
+        loss=loss,
+        state=no_state,
+        encoders={"encoder": ("params", "encoder")},
+        encode=encoding(encoder),
+        flops=flops,
+        mean_over_examples=False,
+    )
