@@ -22,8 +22,11 @@ def numpy_layer_norm(x, p):
     return centred / np.sqrt(variance + 1e-6) * p["scale"] + p["bias"]
 
 
-def numpy_transformer(x, p, num_heads):
-    """x [N, D], one sequence: the loops below are over layers and heads."""
+def numpy_transformer(x, p, num_heads, *, blocks=None):
+    """x [N, D], one sequence: the loops below are over layers and heads.
+
+    A list `blocks` receives each block's output, before the last LayerNorm.
+    """
     depth, width = p["blocks"]["norm1"]["scale"].shape
     head_dim = width // num_heads
     for layer in range(depth):
@@ -43,6 +46,8 @@ def numpy_transformer(x, p, num_heads):
         y = y @ block["mlp"]["fc1"]["kernel"] + block["mlp"]["fc1"]["bias"]
         y = y * (1 + erf(y / math.sqrt(2))) / 2
         x = x + y @ block["mlp"]["fc2"]["kernel"] + block["mlp"]["fc2"]["bias"]
+        if blocks is not None:
+            blocks.append(x)
     return numpy_layer_norm(x, p["norm"])
 
 
@@ -70,6 +75,25 @@ def numpy_encoder(p, image, index, positions, *, grid, patch_size, num_heads):
         embedded = pixels.reshape(-1) @ p["patch_embed"]["kernel"] + p["patch_embed"]["bias"]
         tokens.append(embedded + positions[patch])
     return numpy_transformer(np.stack(tokens), p["transformer"], num_heads)
+
+
+def numpy_head(p, x, activation="relu"):
+    """x [n, D]: dense layers, with batch statistics between them where there are any."""
+    last = sum(name.startswith("fc") for name in p)
+    for layer in range(1, last + 1):
+        dense = p[f"fc{layer}"]
+        x = x @ dense["kernel"] + dense.get("bias", 0)
+        if layer == last:
+            return x
+        if f"norm{layer}" in p:
+            x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+            x = x * p[f"norm{layer}"]["scale"] + p[f"norm{layer}"]["bias"]
+        x = np.maximum(x, 0) if activation == "relu" else x * (1 + erf(x / math.sqrt(2))) / 2
+    return x
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def numpy_predictor(p, context, context_index, block, *, grid, num_heads):

@@ -1,6 +1,8 @@
 """What every objective must keep: one loss on any number of devices, exact resumption, its spec."""
 
+import functools
 import signal
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -19,6 +21,8 @@ from jepa_jax.training.setup import set_up
 from jepa_jax.training.sharding import batch_sharding, make_mesh
 
 STEPS_PER_EPOCH, EPOCHS = 2, 2
+HEAD = {"hidden_dim": 16, "output_dim": 8}
+SMALL_CROPS = {"num_local": 2, "local_size": (14, 14)}
 SMALL = {
     "ijepa": {
         "masks": {"context_tokens": 4, "num_targets": 2, "target_scale": (0.25, 0.25)},
@@ -29,14 +33,18 @@ SMALL = {
     "vicreg": {"expander_dim": 24},
     "swav": {
         "num_prototypes": 12,
-        "hidden_dim": 16,
-        "output_dim": 8,
         "freeze_prototypes_steps": 1,
         "queue_length": 32,  # two batches: used from the third step on
         "queue_start_step": 0,
-        "num_local": 2,
-        "local_size": (14, 14),
+        **HEAD,
+        **SMALL_CROPS,
     },
+    "simclr": HEAD,
+    "byol": HEAD,
+    "lejepa": {"num_directions": 16, **HEAD, **SMALL_CROPS},
+    "dino": {"num_prototypes": 12, "freeze_prototypes_steps": 1, **HEAD, **SMALL_CROPS},
+    "msn": {"num_prototypes": 12, **HEAD, **SMALL_CROPS},
+    "data2vec": {"top_blocks": 1},
 }
 # I-JEPA in its other forms, whose losses compare the examples of a batch.
 WITH_BATCH_STATISTICS = {
@@ -91,37 +99,89 @@ def test_batches_are_what_the_objective_declares(name, source):
     assert all(value > 0 for value in objective.flops(shapes).values())
 
 
+class Run(NamedTuple):
+    """Four steps on one device."""
+
+    setup: Any
+    arrays: list[dict[str, np.ndarray]]  # the batches
+    metrics: list[dict[str, Any]]
+    before_last: Any  # the state after three steps
+    end: Any
+
+
+@pytest.fixture(scope="module")
+def run_of(source):
+    """(name in SMALL, name in WITH_BATCH_STATISTICS or None) -> its `Run`."""
+
+    @functools.cache
+    def run(name, changes=None):
+        config = small(name, WITH_BATCH_STATISTICS.get(changes))
+        arrays = arrays_of(config, source)
+        setup, metrics, states = four_steps(config, arrays, 1)
+        return Run(setup, arrays, metrics, states[2], states[3])
+
+    return run
+
+
+def four_steps(config, batches, devices):
+    """The setup, and the metrics and states of these steps."""
+    mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
+    setup = set_up(config, make_objective(config), steps_per_epoch=STEPS_PER_EPOCH, mesh=mesh)
+    metrics, states = [], []
+    state = setup.create()
+    for arrays in batches:
+        state, measured = setup.step(state, jax.device_put(arrays, batch_sharding(mesh)))
+        metrics.append(jax.device_get(measured))
+        states.append(jax.device_get(state))
+    return setup, metrics, states
+
+
+def arrays_of(config, source):
+    """The batches of steps 0 to 3."""
+    stream = stream_of(config, source)
+    names = stream.variants(0)[0][0]
+    return [{key: batch[key] for key in names} for batch in stream.batches(0, 4, None)]
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [(name, None) for name in SMALL if name != "ijepa"]  # that one: tests/test_sharding.py
-    + [pytest.param("ijepa", c, id=f"ijepa-{n}") for n, c in WITH_BATCH_STATISTICS.items()],
+    + [("ijepa", changes) for changes in WITH_BATCH_STATISTICS],
 )
-def test_one_and_eight_devices_give_the_same_losses(name, changes, source):
-    config = small(name, changes)
-    objective = make_objective(config)
-    stream = stream_of(config, source)
-    losses, metrics = [], []
-    for devices in (1, 8):
-        mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
-        setup = set_up(config, objective, steps_per_epoch=STEPS_PER_EPOCH, mesh=mesh)
-        state = setup.create()
-        for batch in stream.batches(0, 4, None):
-            arrays = {key: batch[key] for key in stream.variants(0)[0][0]}
-            state, measured = setup.step(state, jax.device_put(arrays, batch_sharding(mesh)))
-            metrics.append(jax.device_get(measured))
-        losses.append([float(m["loss"]) for m in metrics[-4:]])
+def test_one_and_eight_devices_give_the_same_losses(name, changes, run_of):
+    _, arrays, one, *_ = run_of(name, changes)
+    _, eight, _ = four_steps(small(name, WITH_BATCH_STATISTICS.get(changes)), arrays, 8)
+    losses = [[float(m["loss"]) for m in metrics] for metrics in (one, eight)]
     assert len(set(losses[0])) == 4  # something is trained
     # Sinkhorn takes exp(scores / 0.05): rounding is twenty times as large after an update.
     tolerance = 1e-4 if name == "swav" else 1e-5
     np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=1e-5)
     np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
-    for one, eight in zip(metrics[:4], metrics[4:], strict=True):
-        assert one.keys() == eight.keys()
-        for key in one:
-            np.testing.assert_allclose(eight[key], one[key], rtol=2e-4, atol=1e-6, err_msg=key)
+    # BYOL normalises three times what is nearly the same for all images at the start.
+    tolerance = 1e-3 if name == "byol" else 2e-4
+    for a, b in zip(one, eight, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_allclose(b[key], a[key], rtol=tolerance, atol=1e-6, err_msg=key)
 
 
-def run(config, workdir, source, *, stop_after=None):
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "ijepa"])  # in test_loop
+def test_a_state_that_went_through_a_checkpoint_goes_on_bitwise(name, run_of, tmp_path):
+    """Averages, queue, centre and all; SwAV's queue is in use by then."""
+    config, run = small(name), run_of(name)
+    objective = make_objective(config)
+    manager = checkpoint.make_manager(tmp_path, config)
+    checkpoint.save(manager, run.before_last, config, objective)
+    manager.wait_until_finished()
+    manager.close()
+    restored = checkpoint.restore(checkpoint.find(tmp_path), run.setup.like, objective)
+    arrays = jax.device_put(run.arrays[3], batch_sharding(run.setup.mesh))
+    state, _ = run.setup.step(restored, arrays)
+    assert jax.tree.structure(state) == jax.tree.structure(run.end)
+    chex.assert_trees_all_equal(jax.device_get(state), run.end)
+
+
+def trained(config, workdir, source, *, stop_after=None):
     calls = []
 
     def online(weights, names):
@@ -138,15 +198,13 @@ def run(config, workdir, source, *, stop_after=None):
     return jax.device_get(checkpoint.restore(checkpoint.find(workdir), like, objective))
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name != "ijepa"])  # in test_loop
-def test_a_run_cut_in_the_middle_ends_bitwise_as_one_in_one_go(name, source, tmp_path):
-    config = small(name)
-    whole = run(config, tmp_path / "whole", source)
+def test_a_run_cut_in_the_middle_ends_bitwise_as_one_in_one_go(source, tmp_path):
+    """With a state of three kinds of arrays; I-JEPA is cut in test_loop."""
+    config = small("dino")
+    whole = trained(config, tmp_path / "whole", source)
     with pytest.raises(PreemptedError):
-        run(config, tmp_path / "cut", source, stop_after=1)
-    with pytest.raises(PreemptedError):
-        run(config, tmp_path / "cut", source, stop_after=2)
-    resumed = run(config, tmp_path / "cut", source)
+        trained(config, tmp_path / "cut", source, stop_after=2)
+    resumed = trained(config, tmp_path / "cut", source)
     assert whole.step == EPOCHS * STEPS_PER_EPOCH
     assert jax.tree.structure(whole) == jax.tree.structure(resumed)
     chex.assert_trees_all_equal(resumed, whole)
