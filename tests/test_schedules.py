@@ -161,3 +161,19 @@ def test_schedules_are_monotone_bounded_and_finite_even_beyond_the_horizon(
     assert rises(np.sign(decays[1] - decays[0]) * decay, max(decays))
     for values, last in ((lr, final), (decay, decays[1])):
         np.testing.assert_allclose(values[padded >= end], last, rtol=1e-5, atol=1e-6 * peak)
+
+
+def test_the_average_s_momentum_rises_along_a_half_cosine():
+    """BYOL's: 1 - (1 - m) (cos(pi k / K) + 1) / 2 (Grill et al., 2020, section 3.2)."""
+    ema = EmaConfig(start_momentum=0.99, schedule="cosine")
+    for step in (0, 7, 50, 100, 130):
+        expected = 1 - 0.01 * (math.cos(math.pi * min(step, 100) / 100) + 1) / 2
+        assert float(momentum_at(ema, step, 100.0)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_average_s_momentum_stays_after_its_rise():
+    """data2vec's: from .999 to .9998 over a part of the run."""
+    ema = EmaConfig(start_momentum=0.999, final_momentum=0.9998, rise_share=0.25)
+    expected = {0: 0.999, 10: 0.99932, 25: 0.9998, 80: 0.9998}
+    for step, momentum in expected.items():
+        assert float(momentum_at(ema, step, 100.0)) == pytest.approx(momentum, abs=1e-6)

@@ -44,6 +44,13 @@ def test_the_covariance_term_is_the_sum_of_squares_off_the_diagonal(features):
     np.testing.assert_allclose(ours, expected / D, rtol=1e-5)
 
 
+def test_the_covariance_term_can_be_the_mean_over_pairs_of_features(features):
+    _, D = features.shape
+    z = jnp.asarray(features, jnp.float32)
+    pairs = np.cov(features, rowvar=False)[~np.eye(D, dtype=bool)]
+    np.testing.assert_allclose(covariance_term(z, divisor="pairs"), np.mean(pairs**2), rtol=1e-5)
+
+
 def sinkhorn_by_hand(scores, epsilon, iterations):
     """Alternate scaling of a K x n matrix, as the paper has it, in float64."""
     q = np.exp(np.asarray(scores, np.float64).T / epsilon)  # [K, n]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import load_config_file, randomized, stream_of
 
 from jepa_jax.config import resolve
@@ -68,6 +69,25 @@ def test_the_loss_is_the_weighted_sum_of_its_three_terms_each_of_which_is_logged
         np.testing.assert_allclose(out["metrics"][name], term, rtol=1e-4, err_msg=name)
     weighted = 5 * expected["invariance"] + 7 * expected["variance"] + 2 * expected["covariance"]
     np.testing.assert_allclose(value, weighted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "term", "factor"),
+    [
+        ({"variance_over_views": "sum"}, "variance", 2.0),
+        ({"covariance_divisor": "pairs"}, "covariance", 1 / 11),  # of 12 features
+    ],
+)
+def test_the_normalisations_of_forks_are_named(changes, term, factor):
+    views = {"views": jnp.asarray(np.random.default_rng(0).normal(size=(8, 2, 28, 28, 3)))}
+    found = []
+    for config in (small_config(), small_config(**changes)):
+        objective = make_objective(config)
+        _, out = objective.loss(randomized(objective), (), views, jax.random.key(0), Clock(0, 1.0))
+        found.append(out["metrics"])
+    expected = {name: value * (factor if name == term else 1) for name, value in found[0].items()}
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[1][name], value, rtol=1e-5, err_msg=name)
 
 
 def test_the_published_weights_are_the_defaults():

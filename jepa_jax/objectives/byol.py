@@ -14,7 +14,7 @@ from jepa_jax.models.heads import ProjectionHead
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.ema import average_outlook, follow_parameters, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective, Outlook
-from jepa_jax.objectives.statistics import cosine_distance
+from jepa_jax.objectives.statistics import cosine_distance, direction_spread
 from jepa_jax.objectives.views import view_features, view_flops
 
 
@@ -55,7 +55,8 @@ def make(config: Config, settings: ByolConfig) -> Objective:
             online = [predictor.apply({"params": params["predictor"]}, z) for z in online]
         value = cosine_distance(online[0], targets[1]) + cosine_distance(online[1], targets[0])
         momentum = momentum_at(settings.ema, clock.step, clock.horizon)
-        return value, {"metrics": {"momentum": momentum}}
+        spread = direction_spread(targets[0])
+        return value, {"metrics": {"momentum": momentum, "embedding_spread": spread}}
 
     def flops(shapes: Shapes) -> dict[str, float]:
         del shapes

@@ -14,7 +14,7 @@ from jepa_jax.models.heads import ProjectionHead, init_prototypes, prototype_sco
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.ema import EmaState, average_outlook, follow_parameters, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective, Outlook, train_from
-from jepa_jax.objectives.statistics import entropy, swapped_prediction_loss
+from jepa_jax.objectives.statistics import assignment_spread, entropy, swapped_prediction_loss
 from jepa_jax.objectives.views import (
     crop_features,
     crop_flops,
@@ -79,6 +79,7 @@ def make(config: Config, settings: DinoConfig) -> Objective:
             "momentum": momentum_at(settings.ema, clock.step, clock.horizon),
             "teacher_temperature": temperature,
             "prototypes_used": jnp.exp(entropy(mean_target)),
+            "embedding_spread": assignment_spread(targets[0]),
         }
         value = swapped_prediction_loss(targets, log_p)
         return value, {"metrics": metrics, "taught": jnp.mean(taught, axis=(0, 1))}

@@ -12,7 +12,7 @@ from jepa_jax.models.flops import head_flops
 from jepa_jax.models.heads import ProjectionHead
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.objective import Clock, Objective, no_state
-from jepa_jax.objectives.statistics import sigreg
+from jepa_jax.objectives.statistics import feature_spread, sigreg
 from jepa_jax.objectives.views import crop_features, crop_flops, large_and_small_crops
 
 
@@ -56,7 +56,8 @@ def make(config: Config, settings: LejepaConfig) -> Objective:
             "sigreg": scale * jnp.mean(jax.vmap(normality)(z)),
         }
         share = settings.regularization
-        return (1.0 - share) * terms["invariance"] + share * terms["sigreg"], {"metrics": terms}
+        value = (1.0 - share) * terms["invariance"] + share * terms["sigreg"]
+        return value, {"metrics": {**terms, "embedding_spread": feature_spread(z[0])}}
 
     def flops(shapes: Shapes) -> dict[str, float]:
         del shapes

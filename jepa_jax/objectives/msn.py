@@ -16,7 +16,7 @@ from jepa_jax.models.heads import ProjectionHead, init_prototypes, prototype_sco
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.ema import average_outlook, follow_parameters, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective, Outlook
-from jepa_jax.objectives.statistics import entropy, sinkhorn
+from jepa_jax.objectives.statistics import assignment_spread, entropy, sinkhorn
 from jepa_jax.objectives.views import image_features, small_crops, view_features, view_flops
 
 
@@ -78,6 +78,7 @@ def make(config: Config, settings: MsnConfig) -> Objective:
             "cross_entropy": cross_entropy,
             "entropy_shortfall": shortfall,
             "prototypes_used": jnp.exp(entropy(mean_p)),
+            "embedding_spread": assignment_spread(jnp.exp(log_p[0])),
         }
         return cross_entropy + settings.entropy_weight * shortfall, {"metrics": metrics}
 

@@ -12,7 +12,7 @@ from jepa_jax.models.flops import head_flops
 from jepa_jax.models.heads import ProjectionHead
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.objective import Clock, Objective, no_state
-from jepa_jax.objectives.statistics import nt_xent
+from jepa_jax.objectives.statistics import direction_spread, nt_xent
 from jepa_jax.objectives.views import view_features, view_flops
 
 
@@ -40,7 +40,8 @@ def make(config: Config, settings: SimclrConfig) -> Objective:
             {"params": params["projector"]}, features.reshape(-1, features.shape[-1])
         )
         a, b = jnp.split(z, 2)  # each [B, E]
-        return nt_xent(a, b, temperature=settings.temperature), {}
+        value = nt_xent(a, b, temperature=settings.temperature)
+        return value, {"metrics": {"embedding_spread": direction_spread(a)}}
 
     def flops(shapes: Shapes) -> dict[str, float]:
         del shapes

@@ -123,3 +123,23 @@ def swapped_prediction_loss(
 def entropy(p: Float[Array, " K"]) -> Float[Array, ""]:
     """-sum_k p_k log p_k; its exponential is how many of the K are used."""
     return -jnp.sum(jax.scipy.special.xlogy(p, p))
+
+
+def feature_spread(z: Float[Array, "n D"]) -> Float[Array, ""]:
+    """Standard deviation of a feature between examples, averaged over the features."""
+    return jnp.mean(jnp.std(z, axis=0))
+
+
+def direction_spread(z: Float[Array, "n E"]) -> Float[Array, ""]:
+    """The same of the directions: 0 where all point one way, 1 where they are anywhere."""
+    return jnp.sqrt(z.shape[-1]) * feature_spread(unit_rows(z))
+
+
+def assignment_spread(p: Float[Array, "n K"]) -> Float[Array, ""]:
+    """What an example tells of its prototype, as a share of log K: 0 to 1.
+
+    The entropy of the mean assignment less the mean entropy of the assignments. It is 0 if all
+    examples have the same assignment, be it one prototype or all of them.
+    """
+    each = -jnp.sum(jax.scipy.special.xlogy(p, p), axis=1)  # [n]
+    return (entropy(jnp.mean(p, axis=0)) - jnp.mean(each)) / jnp.log(p.shape[1])

@@ -15,7 +15,12 @@ from jepa_jax.models.flops import head_flops
 from jepa_jax.models.heads import ProjectionHead, init_prototypes, unit_rows
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.objective import Clock, Objective, train_from
-from jepa_jax.objectives.statistics import entropy, sinkhorn, swapped_prediction_loss
+from jepa_jax.objectives.statistics import (
+    assignment_spread,
+    entropy,
+    sinkhorn,
+    swapped_prediction_loss,
+)
 from jepa_jax.objectives.views import crop_features, crop_flops, large_and_small_crops
 
 NUM_GLOBAL = 2  # large crops; each is assigned to clusters, and predicted from all other crops
@@ -74,7 +79,10 @@ def make(config: Config, settings: SwavConfig) -> Objective:
         value = swapped_prediction_loss(jnp.stack(codes), log_p)
         mean_code = jnp.mean(jnp.stack(codes), axis=(0, 1))  # [K]
         out = {
-            "metrics": {"prototypes_used": jnp.exp(entropy(mean_code))},
+            "metrics": {
+                "prototypes_used": jnp.exp(entropy(mean_code)),
+                "embedding_spread": assignment_spread(jnp.exp(log_p[0])),
+            },
             "embeddings": jax.lax.stop_gradient(z[:NUM_GLOBAL]),
             "fill": clock.step >= settings.queue_start_step,
         }

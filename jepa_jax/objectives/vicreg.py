@@ -13,7 +13,7 @@ from jepa_jax.models.flops import head_flops
 from jepa_jax.models.heads import ProjectionHead
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.objective import Clock, Objective, no_state
-from jepa_jax.objectives.statistics import covariance_term, variance_term
+from jepa_jax.objectives.statistics import covariance_term, feature_spread, variance_term
 from jepa_jax.objectives.views import view_features, view_flops
 
 
@@ -59,7 +59,7 @@ def make(config: Config, settings: VicregConfig) -> Objective:
             + settings.variance_weight * terms["variance"]
             + settings.covariance_weight * terms["covariance"]
         )
-        return value, {"metrics": terms}
+        return value, {"metrics": {**terms, "embedding_spread": feature_spread(a)}}
 
     def flops(shapes: Shapes) -> dict[str, float]:
         del shapes

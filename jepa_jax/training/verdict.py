@@ -12,6 +12,7 @@ _WINDOW = 3  # measurements that are averaged, since a batch's rank is noisy
 _LOW, _HIGH = 0.1, 0.25  # of the effective rank, as shares of its ceiling
 _RISEN = 1.25  # of its first measurements
 _DEAD_RANK, _DEAD_COSINE = 1.5, 0.98
+_DEAD_SPREAD = 0.03  # of the embeddings, where an objective compares them and not the features
 _ALIKE, _POSITION = 0.9, 0.5  # cosine between images; share of the variance
 
 
@@ -27,12 +28,18 @@ def verdict(rows: Sequence[Mapping[str, Any]], *, ceiling: int) -> Verdict | Non
     """What the signs of collapse of a run say.
 
     Args:
-      rows: of `metrics.jsonl`, oldest first; those without an effective rank are skipped.
+      rows: of `metrics.jsonl`, oldest first; those that measure neither the effective rank of the
+        features nor, as objectives with a head do, the spread of the embeddings are skipped.
       ceiling: the largest effective rank there can be, the smaller of features and images.
 
     Returns:
       None before anything was measured.
     """
+    spreads = [row["embedding_spread"] for row in rows if "embedding_spread" in row][-_WINDOW:]
+    if len(spreads) == _WINDOW and np.mean(spreads) < _DEAD_SPREAD:
+        # The head alone can do this, and leave the features of the encoder as they were.
+        said = f"the embeddings of different images are alike: spread {np.mean(spreads):.4f} of 1"
+        return Verdict("collapsed", f"{said}: collapsed; see docs/reading_a_run.md")
     measured = [row for row in rows if "effective_rank" in row]
     if not measured:
         return None
