@@ -78,7 +78,7 @@ def make(config: Config, settings: MsnConfig) -> Objective:
             "cross_entropy": cross_entropy,
             "entropy_shortfall": shortfall,
             "prototypes_used": jnp.exp(entropy(mean_p)),
-            "embedding_spread": assignment_spread(jnp.exp(log_p[0])),
+            "embedding_spread": assignment_spread(targets),
         }
         return cross_entropy + settings.entropy_weight * shortfall, {"metrics": metrics}
 

@@ -81,7 +81,7 @@ def make(config: Config, settings: SwavConfig) -> Objective:
         out = {
             "metrics": {
                 "prototypes_used": jnp.exp(entropy(mean_code)),
-                "embedding_spread": assignment_spread(jnp.exp(log_p[0])),
+                "embedding_spread": assignment_spread(codes[0]),
             },
             "embeddings": jax.lax.stop_gradient(z[:NUM_GLOBAL]),
             "fill": clock.step >= settings.queue_start_step,

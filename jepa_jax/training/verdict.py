@@ -12,7 +12,7 @@ _WINDOW = 3  # measurements that are averaged, since a batch's rank is noisy
 _LOW, _HIGH = 0.1, 0.25  # of the effective rank, as shares of its ceiling
 _RISEN = 1.25  # of its first measurements
 _DEAD_RANK, _DEAD_COSINE = 1.5, 0.98
-_DEAD_SPREAD = 0.03  # of the embeddings, where an objective compares them and not the features
+_DEAD_SPREAD = 0.02  # of the embeddings, where an objective compares them and not the features
 _ALIKE, _POSITION = 0.9, 0.5  # cosine between images; share of the variance
 
 

@@ -1,0 +1,23 @@
+"""BYOL (Grill et al., 2020) on CIFAR-10.
+
+Images as for cifar10.py. No blur, as is usual at 32 pixels.
+"""
+
+import ml_collections
+
+from .cifar10 import get_config as ijepa
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ijepa()
+    config.batch_size = 256
+    config.data.crop_scale = (0.08, 1.0)
+    config.objective = {
+        "name": "byol",
+        "hidden_dim": 1024,
+        "output_dim": 128,
+        "ema": {"schedule": "cosine", "kept_share": 1e-3},
+        "augmentation": {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2},
+        "second_augmentation": {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2, "solarize": 0.2},
+    }
+    return config

@@ -1,0 +1,24 @@
+"""LeJEPA (Balestriero & LeCun, 2025) on CIFAR-10, two crops of 32 and four of 16.
+
+Images as for cifar10.py. No blur, as is usual at 32 pixels.
+"""
+
+import ml_collections
+
+from .cifar10 import get_config as ijepa
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ijepa()
+    config.batch_size = 256
+    config.objective = {
+        "name": "lejepa",
+        "num_directions": 256,
+        "hidden_dim": 512,
+        "output_dim": 16,
+        "num_local": 4,
+        "local_size": (16, 16),
+        "local_crop_scale": (0.05, 0.3),
+        "augmentation": {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2, "solarize": 0.2},
+    }
+    return config

@@ -1,0 +1,30 @@
+"""SimCLR (Chen et al., 2020) on CIFAR-10.
+
+Images as for cifar10.py. Temperature and crops as in solo-learn; no blur, as is usual at 32 pixels.
+"""
+
+import ml_collections
+
+from .cifar10 import get_config as ijepa
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ijepa()
+    config.batch_size = 256
+    config.data.crop_scale = (0.08, 1.0)
+    config.objective = {
+        "name": "simclr",
+        "temperature": 0.2,
+        "hidden_dim": 512,
+        "output_dim": 128,
+        "augmentation": {
+            "flip": 0.5,
+            "jitter": 0.8,
+            "brightness": 0.8,
+            "contrast": 0.8,
+            "saturation": 0.8,
+            "hue": 0.2,
+            "grayscale": 0.2,
+        },
+    }
+    return config

@@ -1,0 +1,21 @@
+"""VICReg (Bardes et al., 2022) on CIFAR-10.
+
+Images as for cifar10.py. No blur, as is usual at 32 pixels.
+"""
+
+import ml_collections
+
+from .cifar10 import get_config as ijepa
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ijepa()
+    config.batch_size = 256
+    config.data.crop_scale = (0.08, 1.0)
+    config.objective = {
+        "name": "vicreg",
+        "expander_dim": 1024,
+        "augmentation": {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2},
+        "second_augmentation": {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2, "solarize": 0.2},
+    }
+    return config
