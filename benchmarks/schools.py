@@ -28,17 +28,17 @@ TUNING_STEPS = 156  # one epoch
 TRIED = (1e-3, 3e-3)
 # For each objective the best of TRIED, by k-NN between training images after one epoch (`--tune`).
 LEARNING_RATES = {
-    "ijepa": 1.5e-3,
-    "data2vec": 1.5e-3,
-    "mae": 1.5e-3,
-    "simclr": 1.5e-3,
-    "byol": 1.5e-3,
-    "vicreg": 1.5e-3,
-    "lejepa": 1.5e-3,
-    "swav": 1.5e-3,
-    "dino": 1.5e-3,
-    "msn": 1.5e-3,
-    "supervised": 1.5e-3,
+    "ijepa": 1e-3,
+    "data2vec": 1e-3,
+    "mae": 1e-3,
+    "simclr": 1e-3,
+    "byol": 1e-3,
+    "vicreg": 3e-3,
+    "lejepa": 1e-3,
+    "swav": 1e-3,
+    "dino": 1e-3,
+    "msn": 1e-3,
+    "supervised": 1e-3,
 }
 CONTROLS = ("random_init", "raw_pixels")
 # Of steps, what is told by an epoch of ImageNet in the papers: how long prototypes are frozen, and

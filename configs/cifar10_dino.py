@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
         "num_prototypes": 4096,
         "hidden_dim": 512,
         "output_dim": 128,
+        "batch_norm": True,
         "freeze_prototypes_steps": 195,  # an epoch
         "ema": {"schedule": "cosine", "kept_share": 1e-3},
         "num_local": 4,

@@ -15,6 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
         "num_prototypes": 512,
         "hidden_dim": 256,
         "output_dim": 64,
+        "batch_norm": True,
         "freeze_prototypes_steps": 78,  # an epoch
         "ema": {"schedule": "cosine", "kept_share": 1e-3},
         "num_local": 4,

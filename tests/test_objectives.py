@@ -199,8 +199,8 @@ def trained(config, workdir, source, *, stop_after=None):
 
 
 def test_a_run_cut_in_the_middle_ends_bitwise_as_one_in_one_go(source, tmp_path):
-    """With a state of three kinds of arrays; I-JEPA is cut in test_loop."""
-    config = small("dino")
+    """With a queue; I-JEPA is cut in test_loop."""
+    config = small("swav")
     whole = trained(config, tmp_path / "whole", source)
     with pytest.raises(PreemptedError):
         trained(config, tmp_path / "cut", source, stop_after=2)

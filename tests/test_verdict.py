@@ -61,3 +61,19 @@ def test_the_trend_compares_the_last_measurements_with_those_before(before, now,
     rest = {"feature_cosine": 0.2, "position_share": 0.2}
     rows = [{"effective_rank": rank, **rest} for rank in [before] * 3 + [now] * 3]
     assert f", {trend};" in verdict(rows, ceiling=64).sentence
+
+
+@pytest.mark.parametrize(
+    ("spreads", "collapsed"),
+    [
+        ([0.4, 0.1, 0.03, 0.012, 0.011, 0.010], True),  # fallen
+        ([0.012, 0.011, 0.012, 0.013], False),  # low from the start: nothing is told apart yet
+        ([0.0004, 0.0, 0.0], True),  # dead from the start
+        ([0.3, 0.01, 0.05, 0.2], False),  # come back
+        ([0.0, 0.0], False),  # too few
+    ],
+)
+def test_embeddings_that_are_alike_are_a_collapse_whatever_the_features_are(spreads, collapsed):
+    features = {"effective_rank": 30.0, "position_share": 0.2, "feature_cosine": 0.3}
+    rows = [{"step": n, "embedding_spread": s, **features} for n, s in enumerate(spreads)]
+    assert (verdict(rows, ceiling=64).word == "collapsed") == collapsed

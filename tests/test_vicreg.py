@@ -70,6 +70,26 @@ def test_the_loss_is_the_weighted_sum_of_its_three_terms_each_of_which_is_logged
     weighted = 5 * expected["invariance"] + 7 * expected["variance"] + 2 * expected["covariance"]
     np.testing.assert_allclose(value, weighted, rtol=1e-5)
 
+    kernel = np.asarray(params["expander"]["fc3"]["kernel"], np.float64)
+    hidden = [np.asarray(z, np.float64) @ np.linalg.inv(kernel) for z in (a, b)]  # before the last
+
+    def by_hand(kernel):
+        terms = terms_by_hand(*(h @ kernel for h in hidden))
+        return 5 * terms["invariance"] + 7 * terms["variance"] + 2 * terms["covariance"]
+
+    gradient = jax.jit(
+        jax.grad(
+            lambda params: objective.loss(
+                params, (), {"views": jnp.asarray(views)}, jax.random.key(0), Clock(0, 1.0)
+            )[0]
+        )
+    )(params)["expander"]["fc3"]["kernel"]
+    for entry in (np.unravel_index(np.argmax(np.abs(gradient)), kernel.shape), (2, 3)):
+        step = np.zeros_like(kernel)
+        step[entry] = 1e-5
+        slope = (by_hand(kernel + step) - by_hand(kernel - step)) / 2e-5
+        np.testing.assert_allclose(gradient[entry], slope, rtol=5e-3, atol=1e-4)
+
 
 @pytest.mark.parametrize(
     ("changes", "term", "factor"),

@@ -57,6 +57,9 @@ class DinoConfig:
     num_prototypes: Positive = 65536  # K, the last layer's outputs
     hidden_dim: Positive = 2048  # of the projector, whose hidden layers are two
     output_dim: Positive = 256  # of the projector, before the last layer
+    # In the projector; off in the published runs. Small ones need it: at their start all images
+    # have nearly the same embedding, and the student learns that before the center is known.
+    batch_norm: bool = False
     temperature: AboveZero = 0.1  # of the student
     # Of the teacher: from this along a straight line to the next, over a share of the horizon.
     start_teacher_temperature: AboveZero = 0.04

@@ -13,7 +13,7 @@ from jepa_jax.models.flops import head_flops
 from jepa_jax.models.heads import ProjectionHead
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.ema import average_outlook, follow_parameters, momentum_at
-from jepa_jax.objectives.objective import Clock, Objective, Outlook
+from jepa_jax.objectives.objective import Clock, Objective
 from jepa_jax.objectives.statistics import cosine_distance, direction_spread
 from jepa_jax.objectives.views import view_features, view_flops
 
@@ -69,10 +69,6 @@ def make(config: Config, settings: ByolConfig) -> Objective:
             "heads": 2 * (projection + prediction),
         }
 
-    def outlook(steps: int, horizon: float, from_scratch: bool) -> Outlook:
-        fact, warnings = average_outlook(settings.ema, steps, horizon, from_scratch)
-        return Outlook((fact,), warnings)
-
     augmentations = (settings.augmentation, settings.second_augmentation)
     views = image_view("views", config.data, number=2, augmentations=augmentations)
     return Objective(
@@ -90,5 +86,5 @@ def make(config: Config, settings: ByolConfig) -> Objective:
         encode=encoding(encoder),
         flops=flops,
         mean_over_examples=False,
-        outlook=outlook,
+        outlook=functools.partial(average_outlook, settings.ema),
     )

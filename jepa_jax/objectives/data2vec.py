@@ -1,5 +1,6 @@
 """data2vec (Baevski et al., 2022): predict a moving average's features of the whole image."""
 
+import functools
 from typing import Any
 
 import chex
@@ -14,7 +15,7 @@ from jepa_jax.config import Config, Data2vecConfig
 from jepa_jax.models.patches import gather_tokens
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.ema import average_outlook, follow_parameters, momentum_at
-from jepa_jax.objectives.objective import Clock, Objective, Outlook
+from jepa_jax.objectives.objective import Clock, Objective
 from jepa_jax.objectives.views import view_flops
 
 TARGET_NORM_EPS = 1e-5
@@ -84,10 +85,6 @@ def make(config: Config, settings: Data2vecConfig) -> Objective:
             "head": 6.0 * T * config.model.embed_dim**2,
         }
 
-    def outlook(steps: int, horizon: float, from_scratch: bool) -> Outlook:
-        fact, warnings = average_outlook(settings.ema, steps, horizon, from_scratch)
-        return Outlook((fact,), warnings)
-
     return Objective(
         needs=BatchSpec(
             views=(image_view("image", config.data, augmentations=(settings.augmentation,)),),
@@ -104,7 +101,7 @@ def make(config: Config, settings: Data2vecConfig) -> Objective:
         },
         encode=encoding(encoder),
         flops=flops,
-        outlook=outlook,
+        outlook=functools.partial(average_outlook, settings.ema),
     )
 
 

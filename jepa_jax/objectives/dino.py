@@ -1,5 +1,6 @@
 """DINO (Caron et al., 2021): match the sharpened, centred outputs of a moving average."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from jepa_jax.models.flops import head_flops
 from jepa_jax.models.heads import ProjectionHead, init_prototypes, prototype_scores
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.ema import EmaState, average_outlook, follow_parameters, momentum_at
-from jepa_jax.objectives.objective import Clock, Objective, Outlook, train_from
+from jepa_jax.objectives.objective import Clock, Objective, train_from
 from jepa_jax.objectives.statistics import assignment_spread, entropy, swapped_prediction_loss
 from jepa_jax.objectives.views import (
     crop_features,
@@ -43,7 +44,7 @@ def make(config: Config, settings: DinoConfig) -> Objective:
     projector = ProjectionHead(
         widths,
         last_bias=True,
-        batch_norm=False,
+        batch_norm=settings.batch_norm,
         activation="gelu",
         dtype=jnp.dtype(config.compute.dtype),
     )
@@ -60,9 +61,9 @@ def make(config: Config, settings: DinoConfig) -> Objective:
         }
 
     def outputs(weights: Any, features: Array) -> Array:  # [V, B, D] -> [V, B, K]
-        flat = features.reshape(-1, features.shape[-1])
-        z: Any = projector.apply({"params": weights["projector"]}, flat)
-        return prototype_scores(z, weights["prototypes"]).reshape(*features.shape[:2], -1)
+        V, B, D = features.shape
+        z: Any = projector.apply({"params": weights["projector"]}, features.reshape(-1, D))
+        return prototype_scores(z.reshape(V, B, -1), weights["prototypes"])
 
     def loss(
         params: dict[str, Any], state: DinoState, batch: dict[str, Array], key: Array, clock: Clock
@@ -95,10 +96,6 @@ def make(config: Config, settings: DinoConfig) -> Objective:
             "head": crops * head,
         }
 
-    def outlook(steps: int, horizon: float, from_scratch: bool) -> Outlook:
-        fact, warnings = average_outlook(settings.ema, steps, horizon, from_scratch)
-        return Outlook((fact,), warnings)
-
     return Objective(
         needs=BatchSpec(
             views=large_and_small_crops(
@@ -118,8 +115,9 @@ def make(config: Config, settings: DinoConfig) -> Objective:
         },
         encode=encoding(encoder),
         flops=flops,
+        mean_over_examples=not settings.batch_norm,
         trains=lambda params: train_from(params, {"prototypes": settings.freeze_prototypes_steps}),
-        outlook=outlook,
+        outlook=functools.partial(average_outlook, settings.ema),
     )
 
 

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array
 
 from jepa_jax.config import EmaConfig
+from jepa_jax.objectives.objective import Outlook
 
 MOST_KEPT = 0.05  # of its random start at the end of a run; beyond it, the run is warned of
 
@@ -83,23 +84,21 @@ def kept_share(ema: EmaConfig, horizon: float, steps: int) -> float:
     return _kept(ema, start_momentum(ema, horizon), horizon, steps)
 
 
-def average_outlook(
-    ema: EmaConfig, steps: int, horizon: float, from_scratch: bool
-) -> tuple[str, tuple[str, ...]]:
-    """What the moving average of a run will be like: a fact, and warnings; see `Outlook`."""
+def average_outlook(ema: EmaConfig, steps: int, horizon: float, from_scratch: bool) -> Outlook:
+    """What the moving average of a run will be like. See `Objective.outlook`."""
     start, kept = start_momentum(ema, horizon), kept_share(ema, horizon, steps)
     fact = (
         f"momentum {start:.4g} to {ema.final_momentum:.4g}: at the end the target encoder is still "
         f"{kept:.2g} of its start"
     )
     if not from_scratch or kept <= MOST_KEPT:
-        return fact, ()
+        return Outlook((fact,), ())
     warning = (
         f"config.objective.ema.start_momentum = {start:.4g}: {steps} steps leave {kept:.0%} of "
         f"the target encoder at its random start, and it should be under {MOST_KEPT:.0%}; set "
         "objective.ema.kept_share=0.001 in its place, or train longer"
     )
-    return fact, (warning,)
+    return Outlook((fact,), (warning,))
 
 
 def _risen(ema: EmaConfig, progress: Any, numpy: Any) -> Any:

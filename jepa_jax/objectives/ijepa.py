@@ -130,7 +130,7 @@ def outlook(
     K, usual = settings.masks.context_tokens, usual_context(blocks)
     num_patches = blocks.grid[0] * blocks.grid[1]
     lengths = sorted(blocks.target_lengths())
-    fact, warnings = average_outlook(settings.ema, steps, horizon, from_scratch)
+    (fact,), warnings = average_outlook(settings.ema, steps, horizon, from_scratch)
     facts = (
         f"context: {K} of {num_patches} patches; targets: {settings.masks.num_targets} blocks of "
         f"{lengths[0]} to {lengths[-1]}",

@@ -15,8 +15,8 @@ from jepa_jax.models.flops import head_flops
 from jepa_jax.models.heads import ProjectionHead, init_prototypes, prototype_scores
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.ema import average_outlook, follow_parameters, momentum_at
-from jepa_jax.objectives.objective import Clock, Objective, Outlook
-from jepa_jax.objectives.statistics import assignment_spread, entropy, sinkhorn
+from jepa_jax.objectives.objective import Clock, Objective
+from jepa_jax.objectives.statistics import direction_spread, entropy, sinkhorn
 from jepa_jax.objectives.views import image_features, small_crops, view_features, view_flops
 
 
@@ -50,12 +50,14 @@ def make(config: Config, settings: MsnConfig) -> Objective:
     def loss(
         params: dict[str, Any], state: Any, batch: dict[str, Array], key: Array, clock: Clock
     ) -> tuple[Array, dict[str, Any]]:
-        def logits(weights: Any, features: Array) -> Array:  # [n, D] -> [n, K]
+        def logits(weights: Any, features: Array) -> tuple[Array, Array]:
+            """Embeddings [n, E], and logits [n, K], of features [n, D]."""
             z: Any = projector.apply({"params": weights["projector"]}, features)
-            return prototype_scores(z, params["prototypes"]) / settings.temperature
+            return z, prototype_scores(z, params["prototypes"]) / settings.temperature
 
         seen = image_features(encoder, state.target["encoder"], batch["target"])  # [B, D]
-        targets = assignments(logits(state.target, seen), settings)  # [B, K]
+        embeddings, of_target = logits(state.target, seen)
+        targets = assignments(of_target, settings)  # [B, K]
         features = image_features(
             encoder,
             params["encoder"],
@@ -68,7 +70,7 @@ def make(config: Config, settings: MsnConfig) -> Objective:
             small = view_features(encoder, params["encoder"], batch["local"], key=local_key)
             features = jnp.concatenate([features, small])  # [V, B, D]
         # One batch normalisation over all anchors.
-        flat = logits(params, features.reshape(-1, features.shape[-1]))
+        _, flat = logits(params, features.reshape(-1, features.shape[-1]))
         log_p = jax.nn.log_softmax(flat, axis=-1).reshape(num_anchors, len(seen), -1)  # [V, B, K]
         cross_entropy = -jnp.mean(jnp.einsum("bk,vbk->vb", targets, log_p))
         mean_p = jnp.mean(jnp.exp(log_p), axis=(0, 1))  # [K]
@@ -78,7 +80,7 @@ def make(config: Config, settings: MsnConfig) -> Objective:
             "cross_entropy": cross_entropy,
             "entropy_shortfall": shortfall,
             "prototypes_used": jnp.exp(entropy(mean_p)),
-            "embedding_spread": assignment_spread(targets),
+            "embedding_spread": direction_spread(embeddings),
         }
         return cross_entropy + settings.entropy_weight * shortfall, {"metrics": metrics}
 
@@ -92,10 +94,6 @@ def make(config: Config, settings: MsnConfig) -> Objective:
             "target": view_flops(config, size, backward=False) + head / 3,
             "head": num_anchors * head,
         }
-
-    def outlook(steps: int, horizon: float, from_scratch: bool) -> Outlook:
-        fact, warnings = average_outlook(settings.ema, steps, horizon, from_scratch)
-        return Outlook((fact,), warnings)
 
     augmentations = (settings.augmentation,)
     return Objective(
@@ -120,7 +118,7 @@ def make(config: Config, settings: MsnConfig) -> Objective:
         encode=encoding(encoder),
         flops=flops,
         mean_over_examples=False,
-        outlook=outlook,
+        outlook=functools.partial(average_outlook, settings.ema),
     )
 
 

@@ -16,7 +16,7 @@ from jepa_jax.models.heads import ProjectionHead, init_prototypes, unit_rows
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.objective import Clock, Objective, train_from
 from jepa_jax.objectives.statistics import (
-    assignment_spread,
+    direction_spread,
     entropy,
     sinkhorn,
     swapped_prediction_loss,
@@ -81,7 +81,7 @@ def make(config: Config, settings: SwavConfig) -> Objective:
         out = {
             "metrics": {
                 "prototypes_used": jnp.exp(entropy(mean_code)),
-                "embedding_spread": assignment_spread(codes[0]),
+                "embedding_spread": direction_spread(z[0]),
             },
             "embeddings": jax.lax.stop_gradient(z[:NUM_GLOBAL]),
             "fill": clock.step >= settings.queue_start_step,

@@ -12,7 +12,9 @@ _WINDOW = 3  # measurements that are averaged, since a batch's rank is noisy
 _LOW, _HIGH = 0.1, 0.25  # of the effective rank, as shares of its ceiling
 _RISEN = 1.25  # of its first measurements
 _DEAD_RANK, _DEAD_COSINE = 1.5, 0.98
-_DEAD_SPREAD = 0.02  # of the embeddings, where an objective compares them and not the features
+# Of the embeddings, where an objective compares them and not the features: below the first they are
+# dead; below the second if they have fallen to this share of their highest.
+_DEAD_SPREAD, _LOW_SPREAD, _FALLEN = 1e-3, 0.02, 0.25
 _ALIKE, _POSITION = 0.9, 0.5  # cosine between images; share of the variance
 
 
@@ -35,11 +37,13 @@ def verdict(rows: Sequence[Mapping[str, Any]], *, ceiling: int) -> Verdict | Non
     Returns:
       None before anything was measured.
     """
-    spreads = [row["embedding_spread"] for row in rows if "embedding_spread" in row][-_WINDOW:]
-    if len(spreads) == _WINDOW and np.mean(spreads) < _DEAD_SPREAD:
-        # The head alone can do this, and leave the features of the encoder as they were.
-        said = f"the embeddings of different images are alike: spread {np.mean(spreads):.4f} of 1"
-        return Verdict("collapsed", f"{said}: collapsed; see docs/reading_a_run.md")
+    spreads = [row["embedding_spread"] for row in rows if "embedding_spread" in row]
+    if len(spreads) >= _WINDOW:
+        spread = float(np.mean(spreads[-_WINDOW:]))
+        if spread < _DEAD_SPREAD or spread < min(_LOW_SPREAD, _FALLEN * max(spreads)):
+            # The head alone can do this, and leave the features of the encoder as they were.
+            said = f"the embeddings of different images are alike: spread {spread:.4f} of 1"
+            return Verdict("collapsed", f"{said}: collapsed; see docs/reading_a_run.md")
     measured = [row for row in rows if "effective_rank" in row]
     if not measured:
         return None
