@@ -40,7 +40,7 @@ def test_an_objective_collapses_without_its_guard_and_the_alarm_sees_it(name, gu
     if "ema" in small:
         config.objective.ema.kept_share = None
     if name == "dino":
-        config.objective.freeze_prototypes_steps = 0
+        config.objective.update({"freeze_prototypes_steps": 0, "batch_norm": False})
     config.optimizer.update({"lr": lr, "warmup_epochs": 5.0})
     config = resolve(config)
     objective = make_objective(config)

@@ -21,6 +21,7 @@ def config_of(**objective):
     return small_config(
         "dino",
         num_prototypes=K,
+        batch_norm=False,  # as published
         start_teacher_temperature=0.04,
         teacher_temperature=0.07,
         teacher_warmup_share=0.5,

@@ -47,7 +47,10 @@ def make(config: Config, settings: ByolConfig) -> Objective:
         # Each view has its own batch statistics, in both heads.
         def project(weights: Any, key: Array | None) -> list[Any]:  # two of [B, E]
             features = view_features(encoder, weights["encoder"], batch["views"], key=key)
-            return [projector.apply({"params": weights["projector"]}, view) for view in features]
+            return [
+                projector.apply({"params": weights["projector"]}, features[:, view])
+                for view in range(2)
+            ]
 
         targets = jax.lax.stop_gradient(project(state.target, None))
         online = project(params, key)

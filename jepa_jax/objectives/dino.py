@@ -17,6 +17,7 @@ from jepa_jax.objectives.ema import EmaState, average_outlook, follow_parameters
 from jepa_jax.objectives.objective import Clock, Objective, train_from
 from jepa_jax.objectives.statistics import assignment_spread, entropy, swapped_prediction_loss
 from jepa_jax.objectives.views import (
+    apply_to_views,
     crop_features,
     crop_flops,
     large_and_small_crops,
@@ -60,16 +61,15 @@ def make(config: Config, settings: DinoConfig) -> Objective:
             ),
         }
 
-    def outputs(weights: Any, features: Array) -> Array:  # [V, B, D] -> [V, B, K]
-        V, B, D = features.shape
-        z: Any = projector.apply({"params": weights["projector"]}, features.reshape(-1, D))
-        return prototype_scores(z.reshape(V, B, -1), weights["prototypes"])
+    def outputs(weights: Any, features: Array) -> Array:  # [B, V, D] -> [B, V, K]
+        z = apply_to_views(projector, weights["projector"], features)
+        return prototype_scores(z, weights["prototypes"])
 
     def loss(
         params: dict[str, Any], state: DinoState, batch: dict[str, Array], key: Array, clock: Clock
     ) -> tuple[Array, dict[str, Any]]:
         teacher = state.average.target
-        seen = view_features(encoder, teacher["encoder"], batch["global"])  # [2, B, D]
+        seen = view_features(encoder, teacher["encoder"], batch["global"])  # [B, 2, D]
         taught = jax.lax.stop_gradient(outputs(teacher, seen))
         temperature = teacher_temperature(settings, clock)
         targets = jax.nn.softmax((taught - state.center[None, None]) / temperature, axis=-1)
@@ -80,7 +80,7 @@ def make(config: Config, settings: DinoConfig) -> Objective:
             "momentum": momentum_at(settings.ema, clock.step, clock.horizon),
             "teacher_temperature": temperature,
             "prototypes_used": jnp.exp(entropy(mean_target)),
-            "embedding_spread": assignment_spread(targets[0]),
+            "embedding_spread": assignment_spread(targets[:, 0]),
         }
         value = swapped_prediction_loss(targets, log_p)
         return value, {"metrics": metrics, "taught": jnp.mean(taught, axis=(0, 1))}

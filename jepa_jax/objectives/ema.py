@@ -101,11 +101,11 @@ def average_outlook(ema: EmaConfig, steps: int, horizon: float, from_scratch: bo
     return Outlook((fact,), (warning,))
 
 
-def _risen(ema: EmaConfig, progress: Any, numpy: Any) -> Any:
-    """How far the momentum has gone from its start to its end."""
+def _risen(ema: EmaConfig, progress: Any, xp: Any) -> Any:
+    """How far the momentum has gone from its start to its end; `xp`: NumPy or JAX."""
     if ema.schedule == "linear":
         return progress
-    return 0.5 * (1.0 - numpy.cos(numpy.pi * progress))
+    return 0.5 * (1.0 - xp.cos(xp.pi * progress))
 
 
 def _kept(ema: EmaConfig, start: float, horizon: float, steps: int) -> float:

@@ -13,7 +13,12 @@ from jepa_jax.models.heads import ProjectionHead
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.objective import Clock, Objective, no_state
 from jepa_jax.objectives.statistics import feature_spread, sigreg
-from jepa_jax.objectives.views import crop_features, crop_flops, large_and_small_crops
+from jepa_jax.objectives.views import (
+    apply_to_views,
+    crop_features,
+    crop_flops,
+    large_and_small_crops,
+)
 
 
 def make(config: Config, settings: LejepaConfig) -> Objective:
@@ -39,25 +44,22 @@ def make(config: Config, settings: LejepaConfig) -> Objective:
         params: dict[str, Any], state: Any, batch: dict[str, Array], key: Array, clock: Clock
     ) -> tuple[Array, dict[str, Any]]:
         del state, clock
-        features = crop_features(encoder, params["encoder"], batch, key=key)  # [V, B, D]
-        V, B, D = features.shape
-        # One batch normalisation over all crops.
-        projected: Any = projector.apply({"params": params["projector"]}, features.reshape(-1, D))
-        z = projected.reshape(V, B, settings.output_dim)
-        center = jnp.mean(z[: settings.num_global], axis=0, keepdims=True)  # [1, B, E]
+        features = crop_features(encoder, params["encoder"], batch, key=key)  # [B, V, D]
+        z = apply_to_views(projector, params["projector"], features)  # [B, V, E]
+        center = jnp.mean(z[:, : settings.num_global], axis=1, keepdims=True)  # [B, 1, E]
         directions = jax.random.fold_in(key, 2)  # the same for all views
 
         def normality(view: Array) -> Array:
             return sigreg(view, directions, num_directions=settings.num_directions)
 
-        scale = 1.0 if settings.times_batch_size else 1.0 / B
+        scale = 1.0 if settings.times_batch_size else 1.0 / len(z)
         terms = {
             "invariance": jnp.mean(jnp.square(z - center)),
-            "sigreg": scale * jnp.mean(jax.vmap(normality)(z)),
+            "sigreg": scale * jnp.mean(jax.vmap(normality, in_axes=1)(z)),
         }
         share = settings.regularization
         value = (1.0 - share) * terms["invariance"] + share * terms["sigreg"]
-        return value, {"metrics": {**terms, "embedding_spread": feature_spread(z[0])}}
+        return value, {"metrics": {**terms, "embedding_spread": feature_spread(z[:, 0])}}
 
     def flops(shapes: Shapes) -> dict[str, float]:
         del shapes

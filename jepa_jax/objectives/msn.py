@@ -17,7 +17,13 @@ from jepa_jax.models.vision_transformer import encoding, init_encoder, make_enco
 from jepa_jax.objectives.ema import average_outlook, follow_parameters, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective
 from jepa_jax.objectives.statistics import direction_spread, entropy, sinkhorn
-from jepa_jax.objectives.views import image_features, small_crops, view_features, view_flops
+from jepa_jax.objectives.views import (
+    apply_to_views,
+    image_features,
+    small_crops,
+    view_features,
+    view_flops,
+)
 
 
 def make(config: Config, settings: MsnConfig) -> Objective:
@@ -51,28 +57,26 @@ def make(config: Config, settings: MsnConfig) -> Objective:
         params: dict[str, Any], state: Any, batch: dict[str, Array], key: Array, clock: Clock
     ) -> tuple[Array, dict[str, Any]]:
         def logits(weights: Any, features: Array) -> tuple[Array, Array]:
-            """Embeddings [n, E], and logits [n, K], of features [n, D]."""
-            z: Any = projector.apply({"params": weights["projector"]}, features)
+            """Embeddings [B, V, E], and logits [B, V, K], of features [B, V, D]."""
+            z = apply_to_views(projector, weights["projector"], features)
             return z, prototype_scores(z, params["prototypes"]) / settings.temperature
 
         seen = image_features(encoder, state.target["encoder"], batch["target"])  # [B, D]
-        embeddings, of_target = logits(state.target, seen)
-        targets = assignments(of_target, settings)  # [B, K]
+        embeddings, of_target = logits(state.target, seen[:, None])
+        targets = assignments(of_target[:, 0], settings)  # [B, K]
         features = image_features(
             encoder,
             params["encoder"],
             batch["anchor"],
             key=jax.random.fold_in(key, 0),
             index=batch["visible_index"] if masks else None,
-        )[None]  # [1, B, D]
+        )[:, None]  # [B, 1, D]
         if settings.num_local:
             local_key = jax.random.fold_in(key, 1)
             small = view_features(encoder, params["encoder"], batch["local"], key=local_key)
-            features = jnp.concatenate([features, small])  # [V, B, D]
-        # One batch normalisation over all anchors.
-        _, flat = logits(params, features.reshape(-1, features.shape[-1]))
-        log_p = jax.nn.log_softmax(flat, axis=-1).reshape(num_anchors, len(seen), -1)  # [V, B, K]
-        cross_entropy = -jnp.mean(jnp.einsum("bk,vbk->vb", targets, log_p))
+            features = jnp.concatenate([features, small], axis=1)  # [B, V, D]
+        log_p = jax.nn.log_softmax(logits(params, features)[1], axis=-1)  # [B, V, K]
+        cross_entropy = -jnp.mean(jnp.einsum("bk,bvk->bv", targets, log_p))
         mean_p = jnp.mean(jnp.exp(log_p), axis=(0, 1))  # [K]
         shortfall = math.log(settings.num_prototypes) - entropy(mean_p)
         metrics = {
@@ -80,7 +84,7 @@ def make(config: Config, settings: MsnConfig) -> Objective:
             "cross_entropy": cross_entropy,
             "entropy_shortfall": shortfall,
             "prototypes_used": jnp.exp(entropy(mean_p)),
-            "embedding_spread": direction_spread(embeddings),
+            "embedding_spread": direction_spread(embeddings[:, 0]),
         }
         return cross_entropy + settings.entropy_weight * shortfall, {"metrics": metrics}
 

@@ -13,7 +13,7 @@ from jepa_jax.models.heads import ProjectionHead
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.objective import Clock, Objective, no_state
 from jepa_jax.objectives.statistics import direction_spread, nt_xent
-from jepa_jax.objectives.views import view_features, view_flops
+from jepa_jax.objectives.views import apply_to_views, view_features, view_flops
 
 
 def make(config: Config, settings: SimclrConfig) -> Objective:
@@ -34,12 +34,9 @@ def make(config: Config, settings: SimclrConfig) -> Objective:
         params: dict[str, Any], state: Any, batch: dict[str, Array], key: Array, clock: Clock
     ) -> tuple[Array, dict[str, Any]]:
         del state, clock
-        features = view_features(encoder, params["encoder"], batch["views"], key=key)  # [2, B, D]
-        # One batch normalisation over both views.
-        z: Any = projector.apply(
-            {"params": params["projector"]}, features.reshape(-1, features.shape[-1])
-        )
-        a, b = jnp.split(z, 2)  # each [B, E]
+        features = view_features(encoder, params["encoder"], batch["views"], key=key)  # [B, 2, D]
+        z = apply_to_views(projector, params["projector"], features)
+        a, b = z[:, 0], z[:, 1]  # each [B, E]
         value = nt_xent(a, b, temperature=settings.temperature)
         return value, {"metrics": {"embedding_spread": direction_spread(a)}}
 

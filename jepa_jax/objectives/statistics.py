@@ -105,7 +105,7 @@ def cosine_distance(a: Float[Array, "n E"], b: Float[Array, "n E"]) -> Float[Arr
 
 
 def swapped_prediction_loss(
-    targets: Float[Array, "G n K"], log_p: Float[Array, "V n K"]
+    targets: Float[Array, "n G K"], log_p: Float[Array, "n V K"]
 ) -> Float[Array, ""]:
     """Mean over examples, targets and the *other* views of -sum_k q_k log p_k.
 
@@ -115,9 +115,9 @@ def swapped_prediction_loss(
       targets: assignments of the large crops, which are the first of the V views.
       log_p: log predictions from all views.
     """
-    pairs = -jnp.einsum("gnk,vnk->gv", targets, log_p) / targets.shape[1]  # [G, V]
+    pairs = -jnp.einsum("ngk,nvk->gv", targets, log_p) / len(targets)  # [G, V]
     other = ~jnp.eye(pairs.shape[0], pairs.shape[1], dtype=bool)
-    return jnp.sum(jnp.where(other, pairs, 0.0)) / (len(targets) * (len(log_p) - 1))
+    return jnp.sum(jnp.where(other, pairs, 0.0)) / (targets.shape[1] * (log_p.shape[1] - 1))
 
 
 def entropy(p: Float[Array, " K"]) -> Float[Array, ""]:

@@ -21,7 +21,12 @@ from jepa_jax.objectives.statistics import (
     sinkhorn,
     swapped_prediction_loss,
 )
-from jepa_jax.objectives.views import crop_features, crop_flops, large_and_small_crops
+from jepa_jax.objectives.views import (
+    apply_to_views,
+    crop_features,
+    crop_flops,
+    large_and_small_crops,
+)
 
 NUM_GLOBAL = 2  # large crops; each is assigned to clusters, and predicted from all other crops
 
@@ -64,26 +69,26 @@ def make(config: Config, settings: SwavConfig) -> Objective:
     def loss(
         params: dict[str, Any], state: SwavState, batch: dict[str, Array], key: Array, clock: Clock
     ) -> tuple[Array, dict[str, Any]]:
-        features = crop_features(encoder, params["encoder"], batch, key=key)  # [V, B, D]
-        V, B, D = features.shape
-        # One batch normalisation over all crops.
-        projected: Any = projector.apply({"params": params["projector"]}, features.reshape(-1, D))
-        z = unit_rows(projected).reshape(V, B, settings.output_dim)
+        features = crop_features(encoder, params["encoder"], batch, key=key)  # [B, V, D]
+        z = unit_rows(apply_to_views(projector, params["projector"], features))  # [B, V, E]
         prototypes = unit_rows(params["prototypes"]["kernel"])
-        scores = z @ prototypes.T  # [V, B, K]
-        codes = [
-            _codes(scores[crop], state.queue[crop] @ prototypes.T, state.filled)
-            for crop in range(NUM_GLOBAL)
-        ]
+        scores = z @ prototypes.T  # [B, V, K]
+        codes = jnp.stack(
+            [
+                _codes(scores[:, crop], state.queue[crop] @ prototypes.T, state.filled)
+                for crop in range(NUM_GLOBAL)
+            ],
+            axis=1,
+        )  # [B, 2, K]
         log_p = jax.nn.log_softmax(scores / settings.temperature, axis=-1)
-        value = swapped_prediction_loss(jnp.stack(codes), log_p)
-        mean_code = jnp.mean(jnp.stack(codes), axis=(0, 1))  # [K]
+        value = swapped_prediction_loss(codes, log_p)
+        mean_code = jnp.mean(codes, axis=(0, 1))  # [K]
         out = {
             "metrics": {
                 "prototypes_used": jnp.exp(entropy(mean_code)),
-                "embedding_spread": direction_spread(z[0]),
+                "embedding_spread": direction_spread(z[:, 0]),
             },
-            "embeddings": jax.lax.stop_gradient(z[:NUM_GLOBAL]),
+            "embeddings": jax.lax.stop_gradient(jnp.swapaxes(z[:, :NUM_GLOBAL], 0, 1)),
             "fill": clock.step >= settings.queue_start_step,
         }
         return value, out

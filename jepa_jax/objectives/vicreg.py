@@ -46,9 +46,9 @@ def make(config: Config, settings: VicregConfig) -> Objective:
     ) -> tuple[Array, dict[str, Any]]:
         del state, clock
 
-        features = view_features(encoder, params["encoder"], batch["views"], key=key)  # [2, B, D]
+        features = view_features(encoder, params["encoder"], batch["views"], key=key)  # [B, 2, D]
         # Each view has its own batch statistics.
-        a, b = (expand(params["expander"], view) for view in features)
+        a, b = (expand(params["expander"], features[:, view]) for view in range(2))
         terms = {
             "invariance": jnp.mean(jnp.square(a - b)),
             "variance": variance_share * (variance_term(a) + variance_term(b)),

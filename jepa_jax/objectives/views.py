@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jepa_jax.batch.spec import View, image_view
@@ -43,23 +44,23 @@ def view_features(
     views: Float[Array, "B V H W C"],
     *,
     key: Array | None = None,
-) -> Float[Array, "V B D"]:
+) -> Float[Array, "B V D"]:
     """The features of several views, in one pass. See `image_features`."""
     B, V = views.shape[:2]
-    # Examples first: so each device keeps its own, and no pixel moves between them.
+    # Examples first, as everywhere: each device keeps its own, and nothing moves between them.
     features = image_features(encoder, weights, views.reshape(B * V, *views.shape[2:]), key=key)
-    return jnp.swapaxes(features.reshape(B, V, -1), 0, 1)
+    return features.reshape(B, V, -1)
 
 
 def crop_features(
     encoder: VisionTransformer, weights: Any, batch: dict[str, Array], *, key: Array
-) -> Float[Array, "V B D"]:
+) -> Float[Array, "B V D"]:
     """The features of the large crops, then of the small ones. See `large_and_small_crops`."""
     features = [view_features(encoder, weights, batch["global"], key=jax.random.fold_in(key, 0))]
     if "local" in batch:
         local_key = jax.random.fold_in(key, 1)
         features.append(view_features(encoder, weights, batch["local"], key=local_key))
-    return jnp.concatenate(features)
+    return jnp.concatenate(features, axis=1)
 
 
 def large_and_small_crops(
@@ -117,3 +118,12 @@ def crop_flops(config: Config, settings: Any, *, num_global: int) -> float:
     """Of an encoder's forward and backward passes over all crops of one image."""
     large = num_global * view_flops(config, config.data.image_size)
     return large + settings.num_local * view_flops(config, settings.local_size)
+
+
+def apply_to_views(
+    head: nn.Module, weights: Any, features: Float[Array, "B V D"]
+) -> Float[Array, "B V E"]:
+    """A head on all views at once: its batch normalisation, if any, is over all of them."""
+    B, V, D = features.shape
+    z: Any = head.apply({"params": weights}, features.reshape(B * V, D))
+    return z.reshape(B, V, -1)
