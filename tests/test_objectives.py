@@ -180,7 +180,7 @@ def test_views_and_their_features_stay_on_their_devices(name):
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "ijepa"])  # in test_loop
 def test_a_state_that_went_through_a_checkpoint_goes_on_bitwise(name, run_of, tmp_path):
     """Averages, queue, centre and all; SwAV's queue is in use by then."""
-    config, run = small(name), run_of(name)
+    config, run = small(name), run_of(name, None)
     objective = make_objective(config)
     manager = checkpoint.make_manager(tmp_path, config)
     checkpoint.save(manager, run.before_last, config, objective)
