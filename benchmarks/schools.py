@@ -34,10 +34,10 @@ LEARNING_RATES = {
     "simclr": 1e-3,
     "byol": 1e-3,
     "vicreg": 3e-3,
-    "lejepa": 1e-3,
+    "lejepa": 3e-3,
     "swav": 1e-3,
     "dino": 1e-3,
-    "msn": 1e-3,
+    "msn": 3e-3,
     "supervised": 1e-3,
 }
 CONTROLS = ("random_init", "raw_pixels")
@@ -205,7 +205,7 @@ def run_all(jobs: list[dict[str, Any]], out: pathlib.Path, cores: list[int]) -> 
     done = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
     waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     for job in jobs:
-        if not any(all(row.get(key) == value for key, value in job.items()) for row in done):
+        if not any(job.items() <= row.items() for row in done):
             waiting.put(job)
     failed: list[str] = []
 

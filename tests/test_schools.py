@@ -1,0 +1,89 @@
+"""benchmarks/schools.py: what it trains, what it repeats, and its tables."""
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from matplotlib.image import imread
+
+from benchmarks import schools
+from benchmarks.schools_table import figure, tables, tuning_table
+from jepa_jax.objectives.registry import OBJECTIVES
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)  # as its docstring says
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_only_the_objective_and_its_betas_differ(name):
+    def config_of(name):
+        return schools.school_config(name, steps=200, seed=1, lr=1e-3)
+
+    config, reference = config_of(name), config_of("ijepa")
+    assert config.objective.name == name
+    assert config.epochs * 1 == 200  # an epoch is a step there
+    for section in ("data", "model", "init", "compute", "logging", "checkpoint", "batch_size"):
+        assert getattr(config, section) == getattr(reference, section), section
+    for field in ("lr", "warmup_epochs", "weight_decay", "final_weight_decay", "final_lr"):
+        assert getattr(config.optimizer, field) == getattr(reference.optimizer, field), field
+    if hasattr(config.objective, "freeze_prototypes_steps"):
+        assert config.objective.freeze_prototypes_steps == 10
+
+
+def test_every_objective_is_run_with_three_seeds_and_two_budgets_and_ijepa_once():
+    assert schools.LEARNING_RATES.keys() == OBJECTIVES.keys()
+    jobs = schools.jobs_of([*OBJECTIVES, *schools.CONTROLS], [0, 1, 2], tune=False)
+    assert len(jobs) == 3 * (len(OBJECTIVES) + 2 + len(OBJECTIVES) - 1)
+    assert sum(job["objective"] == "ijepa" for job in jobs) == 3
+    tuning = schools.jobs_of(list(OBJECTIVES), [0, 1, 2], tune=True)
+    assert len(tuning) == len(OBJECTIVES) * len(schools.TRIED)
+
+
+def test_runs_that_have_a_row_are_not_made_again(tmp_path, monkeypatch):
+    made = []
+
+    def run(command, **_):
+        made.append(json.loads(command[command.index("--worker") + 1]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(schools.subprocess, "run", run)
+    jobs = schools.jobs_of(["ijepa", "mae"], [0], tune=False)
+    rows = [{**jobs[0], "knn": 0.5, "knn_interval": [0.4, 0.6]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    schools.run_all(jobs, tmp_path, [0])
+    assert made == jobs[1:]
+
+
+def row(name, budget, seed, knn):
+    trained = {"optimizer_steps": 468, "flops": 6e12 + seed, "images_per_second": 100.0, "lr": 1e-3}
+    return {
+        "objective": name,
+        "budget": budget,
+        "seed": seed,
+        **dict.fromkeys(("knn", "knn_cosine", "linear"), knn),
+        "effective_rank": 12.0,
+        "position_share": 0.25,
+        **({} if name == "random_init" else {**trained, "memory": 2e9}),
+    }
+
+
+def test_the_tables_hold_means_and_the_lowest_and_highest_seed(tmp_path):
+    rows = [row("ijepa", "steps", seed, knn) for seed, knn in enumerate((0.4, 0.41, 0.45))]
+    rows += [row("mae", "flops", 0, 0.3), row("random_init", "steps", 0, 0.34)]
+    first, second = tables(rows).split("### ")[1:]
+    expected = "| I-JEPA | prediction of features | 3 | 0.420 (0.400 to 0.450) |"
+    assert expected in first
+    assert expected in second  # its arithmetic is what the second gives all
+    assert "| MAE" not in first
+    assert (
+        "| MAE | reconstruction | 1 | 0.300 | 0.300 | 0.300 | 12.0 | 0.25 | 468 | 6.0 |" in second
+    )
+    assert "| random initialisation | no training | 1 | 0.340 |" in first
+    figure(rows, tmp_path / "figure.png")
+    assert np.std(imread(tmp_path / "figure.png")) > 0.05
+    tuned = [{"objective": "mae", "budget": "tuning", "lr": lr, "knn": lr} for lr in (0.1, 0.2)]
+    assert "| MAE | 0.100 | 0.200 |" in tuning_table(tuned)
