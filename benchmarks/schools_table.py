@@ -40,7 +40,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
             f"### {title}",
             "",
             "| objective | school | seeds | k-NN | k-NN, cosine | linear | effective rank "
-            "| position share | steps | TFLOP | images/s | memory |",
+            "| position share | steps | TFLOP | images/s | memory, GB |",
             "|---" * 12 + "|",
         ]
         for name in _SCHOOLS:
@@ -73,7 +73,7 @@ def _line(name: str, group: Sequence[dict[str, Any]]) -> str:
         mean("optimizer_steps", ".0f"),
         mean("flops", ".1f", 1e-12),
         mean("images_per_second", ".0f"),
-        mean("memory", ".2f GB", 1e-9).replace("f GB", " GB"),
+        mean("memory", ".1f", 1e-9),
     ]
     return f"| {' | '.join(cells)} |"
 
