@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from jepa_jax.batch.spec import BatchSpec, Shapes
 from jepa_jax.config import Config, DinoConfig
 from jepa_jax.models.flops import head_flops
-from jepa_jax.models.heads import ProjectionHead, init_prototypes, prototype_scores
-from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
+from jepa_jax.models.heads import ProjectionHead, prototype_scores
+from jepa_jax.models.vision_transformer import encoding, make_encoder
 from jepa_jax.objectives.ema import EmaState, average_outlook, follow_parameters, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective, train_from
 from jepa_jax.objectives.statistics import assignment_spread, entropy, swapped_prediction_loss
@@ -20,6 +20,7 @@ from jepa_jax.objectives.views import (
     apply_to_views,
     crop_features,
     crop_flops,
+    init_networks,
     large_and_small_crops,
     view_features,
     view_flops,
@@ -51,15 +52,8 @@ def make(config: Config, settings: DinoConfig) -> Objective:
     )
 
     def init(key: Array) -> dict[str, Any]:
-        encoder_key, projector_key, prototype_key = jax.random.split(key, 3)
-        feature = jnp.zeros((1, config.model.embed_dim))
-        return {
-            "encoder": init_encoder(encoder, config, encoder_key),
-            "projector": projector.init(projector_key, feature)["params"],
-            "prototypes": init_prototypes(
-                prototype_key, settings.num_prototypes, settings.output_dim
-            ),
-        }
+        prototypes = (settings.num_prototypes, settings.output_dim)
+        return init_networks(config, encoder, projector, key, prototypes=prototypes)
 
     def outputs(weights: Any, features: Array) -> Array:  # [B, V, D] -> [B, V, K]
         z = apply_to_views(projector, weights["projector"], features)

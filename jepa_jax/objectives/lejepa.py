@@ -10,13 +10,14 @@ from jepa_jax.batch.spec import BatchSpec, Shapes
 from jepa_jax.config import Config, LejepaConfig
 from jepa_jax.models.flops import head_flops
 from jepa_jax.models.heads import ProjectionHead
-from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
+from jepa_jax.models.vision_transformer import encoding, make_encoder
 from jepa_jax.objectives.objective import Clock, Objective, no_state
 from jepa_jax.objectives.statistics import feature_spread, sigreg
 from jepa_jax.objectives.views import (
     apply_to_views,
     crop_features,
     crop_flops,
+    init_networks,
     large_and_small_crops,
 )
 
@@ -33,12 +34,7 @@ def make(config: Config, settings: LejepaConfig) -> Objective:
     projector = ProjectionHead(widths, last_bias=True, dtype=jnp.dtype(config.compute.dtype))
 
     def init(key: Array) -> dict[str, Any]:
-        encoder_key, projector_key = jax.random.split(key)
-        feature = jnp.zeros((1, config.model.embed_dim))
-        return {
-            "encoder": init_encoder(encoder, config, encoder_key),
-            "projector": projector.init(projector_key, feature)["params"],
-        }
+        return init_networks(config, encoder, projector, key)
 
     def loss(
         params: dict[str, Any], state: Any, batch: dict[str, Array], key: Array, clock: Clock

@@ -12,14 +12,15 @@ from jepa_jax.batch.masks import RandomPatches
 from jepa_jax.batch.spec import BatchSpec, Shapes, image_view
 from jepa_jax.config import Config, MsnConfig
 from jepa_jax.models.flops import head_flops
-from jepa_jax.models.heads import ProjectionHead, init_prototypes, prototype_scores
-from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
+from jepa_jax.models.heads import ProjectionHead, prototype_scores
+from jepa_jax.models.vision_transformer import encoding, make_encoder
 from jepa_jax.objectives.ema import average_outlook, follow_parameters, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective
 from jepa_jax.objectives.statistics import direction_spread, entropy, sinkhorn
 from jepa_jax.objectives.views import (
     apply_to_views,
     image_features,
+    init_networks,
     small_crops,
     view_features,
     view_flops,
@@ -43,15 +44,8 @@ def make(config: Config, settings: MsnConfig) -> Objective:
     num_anchors = 1 + settings.num_local
 
     def init(key: Array) -> dict[str, Any]:
-        encoder_key, projector_key, prototype_key = jax.random.split(key, 3)
-        feature = jnp.zeros((1, config.model.embed_dim))
-        return {
-            "encoder": init_encoder(encoder, config, encoder_key),
-            "projector": projector.init(projector_key, feature)["params"],
-            "prototypes": init_prototypes(
-                prototype_key, settings.num_prototypes, settings.output_dim
-            ),
-        }
+        prototypes = (settings.num_prototypes, settings.output_dim)
+        return init_networks(config, encoder, projector, key, prototypes=prototypes)
 
     def loss(
         params: dict[str, Any], state: Any, batch: dict[str, Array], key: Array, clock: Clock

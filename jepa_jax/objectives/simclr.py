@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -10,10 +9,15 @@ from jepa_jax.batch.spec import BatchSpec, Shapes, image_view
 from jepa_jax.config import Config, SimclrConfig
 from jepa_jax.models.flops import head_flops
 from jepa_jax.models.heads import ProjectionHead
-from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
+from jepa_jax.models.vision_transformer import encoding, make_encoder
 from jepa_jax.objectives.objective import Clock, Objective, no_state
 from jepa_jax.objectives.statistics import direction_spread, nt_xent
-from jepa_jax.objectives.views import apply_to_views, view_features, view_flops
+from jepa_jax.objectives.views import (
+    apply_to_views,
+    init_networks,
+    view_features,
+    view_flops,
+)
 
 
 def make(config: Config, settings: SimclrConfig) -> Objective:
@@ -23,12 +27,7 @@ def make(config: Config, settings: SimclrConfig) -> Objective:
     projector = ProjectionHead(widths, dtype=jnp.dtype(config.compute.dtype))
 
     def init(key: Array) -> dict[str, Any]:
-        encoder_key, projector_key = jax.random.split(key)
-        feature = jnp.zeros((1, config.model.embed_dim))
-        return {
-            "encoder": init_encoder(encoder, config, encoder_key),
-            "projector": projector.init(projector_key, feature)["params"],
-        }
+        return init_networks(config, encoder, projector, key)
 
     def loss(
         params: dict[str, Any], state: Any, batch: dict[str, Array], key: Array, clock: Clock

@@ -12,8 +12,8 @@ from jepa_jax.batch.spec import BatchSpec, Shapes
 from jepa_jax.config import Config, SwavConfig
 from jepa_jax.errors import UserError
 from jepa_jax.models.flops import head_flops
-from jepa_jax.models.heads import ProjectionHead, init_prototypes, unit_rows
-from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
+from jepa_jax.models.heads import ProjectionHead, unit_rows
+from jepa_jax.models.vision_transformer import encoding, make_encoder
 from jepa_jax.objectives.objective import Clock, Objective, train_from
 from jepa_jax.objectives.statistics import (
     direction_spread,
@@ -25,6 +25,7 @@ from jepa_jax.objectives.views import (
     apply_to_views,
     crop_features,
     crop_flops,
+    init_networks,
     large_and_small_crops,
 )
 
@@ -56,15 +57,8 @@ def make(config: Config, settings: SwavConfig) -> Objective:
     )
 
     def init(key: Array) -> dict[str, Any]:
-        encoder_key, projector_key, prototype_key = jax.random.split(key, 3)
-        pooled = jnp.zeros((1, config.model.embed_dim))
-        return {
-            "encoder": init_encoder(encoder, config, encoder_key),
-            "projector": projector.init(projector_key, pooled)["params"],
-            "prototypes": init_prototypes(
-                prototype_key, settings.num_prototypes, settings.output_dim
-            ),
-        }
+        prototypes = (settings.num_prototypes, settings.output_dim)
+        return init_networks(config, encoder, projector, key, prototypes=prototypes)
 
     def loss(
         params: dict[str, Any], state: SwavState, batch: dict[str, Array], key: Array, clock: Clock

@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -11,10 +10,14 @@ from jepa_jax.batch.spec import BatchSpec, Shapes, image_view
 from jepa_jax.config import Config, VicregConfig
 from jepa_jax.models.flops import head_flops
 from jepa_jax.models.heads import ProjectionHead
-from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
+from jepa_jax.models.vision_transformer import encoding, make_encoder
 from jepa_jax.objectives.objective import Clock, Objective, no_state
 from jepa_jax.objectives.statistics import covariance_term, feature_spread, variance_term
-from jepa_jax.objectives.views import view_features, view_flops
+from jepa_jax.objectives.views import (
+    init_networks,
+    view_features,
+    view_flops,
+)
 
 
 def make(config: Config, settings: VicregConfig) -> Objective:
@@ -34,12 +37,7 @@ def make(config: Config, settings: VicregConfig) -> Objective:
         return expander.apply({"params": weights}, features)
 
     def init(key: Array) -> dict[str, Any]:
-        encoder_key, expander_key = jax.random.split(key)
-        pooled = jnp.zeros((1, config.model.embed_dim))
-        return {
-            "encoder": init_encoder(encoder, config, encoder_key),
-            "expander": expander.init(expander_key, pooled)["params"],
-        }
+        return init_networks(config, encoder, expander, key, head_name="expander")
 
     def loss(
         params: dict[str, Any], state: Any, batch: dict[str, Array], key: Array, clock: Clock

@@ -10,7 +10,32 @@ from jaxtyping import Array, Float, Int
 from jepa_jax.batch.spec import View, image_view
 from jepa_jax.config import AugmentationConfig, Config
 from jepa_jax.models.flops import encoder_flops
-from jepa_jax.models.vision_transformer import VisionTransformer
+from jepa_jax.models.heads import init_prototypes
+from jepa_jax.models.vision_transformer import VisionTransformer, init_encoder
+
+
+def init_networks(
+    config: Config,
+    encoder: VisionTransformer,
+    head: nn.Module,
+    key: Array,
+    *,
+    head_name: str = "projector",
+    prototypes: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Parameters of the encoder and of a head on its features; and {"prototypes": ...}.
+
+    Args:
+      prototypes: number and width; None: there are none.
+    """
+    encoder_key, head_key, *rest = jax.random.split(key, 2 if prototypes is None else 3)
+    params = {
+        "encoder": init_encoder(encoder, config, encoder_key),
+        head_name: head.init(head_key, jnp.zeros((1, config.model.embed_dim)))["params"],
+    }
+    if prototypes is not None:
+        params["prototypes"] = init_prototypes(rest[0], *prototypes)
+    return params
 
 
 def image_features(
