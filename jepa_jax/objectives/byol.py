@@ -12,7 +12,7 @@ from jepa_jax.config import ByolConfig, Config
 from jepa_jax.models.flops import head_flops
 from jepa_jax.models.heads import ProjectionHead
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
-from jepa_jax.objectives.ema import average_outlook, follow_parameters, momentum_at
+from jepa_jax.objectives.ema import average_outlook, averaging, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective
 from jepa_jax.objectives.statistics import cosine_distance, direction_spread
 from jepa_jax.objectives.views import view_features, view_flops
@@ -27,7 +27,6 @@ def make(config: Config, settings: ByolConfig) -> Objective:
     widths = (settings.hidden_dim, settings.output_dim)
     dtype = jnp.dtype(config.compute.dtype)
     projector, predictor = ProjectionHead(widths, dtype=dtype), ProjectionHead(widths, dtype=dtype)
-    averaged = ("encoder", "projector")
 
     def init(key: Array) -> dict[str, Any]:
         encoder_key, projector_key, predictor_key = jax.random.split(key, 3)
@@ -78,9 +77,8 @@ def make(config: Config, settings: ByolConfig) -> Objective:
         needs=BatchSpec(views=(views,)),
         init=init,
         loss=loss,
-        state=lambda horizon: follow_parameters(
-            functools.partial(momentum_at, settings.ema, horizon=horizon),
-            lambda params: {name: params[name] for name in averaged},
+        state=averaging(
+            settings.ema, lambda params: {name: params[name] for name in ("encoder", "projector")}
         ),
         encoders={
             "encoder": ("params", "encoder"),

@@ -14,7 +14,7 @@ from jepa_jax.batch.spec import BatchSpec, Shapes, image_view
 from jepa_jax.config import Config, Data2vecConfig
 from jepa_jax.models.patches import gather_tokens
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
-from jepa_jax.objectives.ema import average_outlook, follow_parameters, momentum_at
+from jepa_jax.objectives.ema import average_outlook, averaging, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective
 from jepa_jax.objectives.views import view_flops
 
@@ -92,9 +92,7 @@ def make(config: Config, settings: Data2vecConfig) -> Objective:
         ),
         init=init,
         loss=loss,
-        state=lambda horizon: follow_parameters(
-            lambda step: momentum_at(settings.ema, step, horizon), lambda params: params["encoder"]
-        ),
+        state=averaging(settings.ema, lambda params: params["encoder"]),
         encoders={
             "encoder": ("params", "encoder"),
             "target_encoder": ("objective_state", "target"),

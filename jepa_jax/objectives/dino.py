@@ -13,7 +13,7 @@ from jepa_jax.config import Config, DinoConfig
 from jepa_jax.models.flops import head_flops
 from jepa_jax.models.heads import ProjectionHead, prototype_scores
 from jepa_jax.models.vision_transformer import encoding, make_encoder
-from jepa_jax.objectives.ema import EmaState, average_outlook, follow_parameters, momentum_at
+from jepa_jax.objectives.ema import EmaState, average_outlook, averaging, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective, train_from
 from jepa_jax.objectives.statistics import assignment_spread, entropy, swapped_prediction_loss
 from jepa_jax.objectives.views import (
@@ -128,9 +128,7 @@ def follow_and_center(
     settings: DinoConfig, horizon: float
 ) -> optax.GradientTransformationExtraArgs:
     """The teacher, and c <- m c + (1 - m) mean of its outputs (Caron et al., 2021, equation 4)."""
-    average = follow_parameters(
-        lambda step: momentum_at(settings.ema, step, horizon), lambda params: params
-    )
+    average = averaging(settings.ema, lambda params: params)(horizon)
 
     def init(params: Any) -> DinoState:
         return DinoState(average.init(params), jnp.zeros(settings.num_prototypes))

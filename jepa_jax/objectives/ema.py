@@ -58,6 +58,17 @@ def follow_parameters(
     return optax.GradientTransformation(init, update)
 
 
+def averaging(
+    ema: EmaConfig, select: Callable[[Any], Any]
+) -> Callable[[float], optax.GradientTransformation]:
+    """`Objective.state` of a moving average alone: horizon -> its transformation."""
+
+    def state(horizon: float) -> optax.GradientTransformation:
+        return follow_parameters(lambda step: momentum_at(ema, step, horizon), select)
+
+    return state
+
+
 def momentum_at(ema: EmaConfig, step: Array | int, horizon: float) -> Array:
     """Of the moving average: from step 0 to `rise_share` of the horizon, and constant after it."""
     start = start_momentum(ema, horizon)

@@ -21,7 +21,7 @@ from jepa_jax.models.patches import gather_tokens
 from jepa_jax.models.predictor import make_predictor
 from jepa_jax.models.transformer import rescale_by_depth
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
-from jepa_jax.objectives.ema import average_outlook, follow_parameters, momentum_at
+from jepa_jax.objectives.ema import average_outlook, averaging, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective, Outlook
 from jepa_jax.objectives.statistics import covariance_term, sigreg, variance_term
 
@@ -108,9 +108,7 @@ def make(config: Config, settings: IJepaConfig) -> Objective:
         needs=needs,
         init=init,
         loss=loss,
-        state=lambda horizon: follow_parameters(
-            lambda step: momentum_at(settings.ema, step, horizon), lambda params: params["encoder"]
-        ),
+        state=averaging(settings.ema, lambda params: params["encoder"]),
         encoders={
             "target_encoder": ("objective_state", "target"),
             "encoder": ("params", "encoder"),

@@ -14,7 +14,7 @@ from jepa_jax.config import Config, MsnConfig
 from jepa_jax.models.flops import head_flops
 from jepa_jax.models.heads import ProjectionHead, prototype_scores
 from jepa_jax.models.vision_transformer import encoding, make_encoder
-from jepa_jax.objectives.ema import average_outlook, follow_parameters, momentum_at
+from jepa_jax.objectives.ema import average_outlook, averaging, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective
 from jepa_jax.objectives.statistics import direction_spread, entropy, sinkhorn
 from jepa_jax.objectives.views import (
@@ -105,9 +105,8 @@ def make(config: Config, settings: MsnConfig) -> Objective:
         ),
         init=init,
         loss=loss,
-        state=lambda horizon: follow_parameters(
-            functools.partial(momentum_at, settings.ema, horizon=horizon),
-            lambda params: {name: params[name] for name in ("encoder", "projector")},
+        state=averaging(
+            settings.ema, lambda params: {name: params[name] for name in ("encoder", "projector")}
         ),
         encoders={
             "target_encoder": ("objective_state", "target", "encoder"),
