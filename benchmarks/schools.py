@@ -14,7 +14,9 @@ import json
 import logging
 import os
 import pathlib
+import platform
 import queue
+import re
 import resource
 import subprocess
 import sys
@@ -242,9 +244,24 @@ def be_worker(job: dict[str, Any], out: pathlib.Path, core: int) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("jepa_jax").setLevel(logging.INFO)
     workdir = out / "runs" / "-".join(str(value) for value in job.values())
-    row = measure(job, workdir)
+    row = measure(job, workdir) | made_with()
     with (out / "rows.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def made_with() -> dict[str, str]:
+    """What a row is a row of: the commit, the processor, JAX."""
+    import jax
+
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+    )
+    cpu = re.search(r"^model name\s*: (.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M)
+    return {
+        "commit": git.stdout.strip(),
+        "processor": cpu[1] if cpu else platform.machine(),
+        "jax": jax.__version__,
+    }
 
 
 def main() -> None:
