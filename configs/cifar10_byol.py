@@ -16,8 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
         "name": "byol",
         "hidden_dim": 1024,
         "output_dim": 128,
-        "ema": {"schedule": "cosine", "kept_share": 1e-3},
-        "augmentation": {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2},
-        "second_augmentation": {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2, "solarize": 0.2},
+        "ema": {"kept_share": 1e-3},
+        "augmentation": {"blur": 0.0},
+        "second_augmentation": {"blur": 0.0},
     }
     return config

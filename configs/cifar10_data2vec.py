@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
         "name": "data2vec",
         "min_block_patches": 5,
         "top_blocks": 2,  # of four
-        "ema": {"kept_share": 1e-3},
+        "ema": {"kept_share": 1e-3, "final_momentum": 1.0, "rise_share": 1.0},
     }
     config.optimizer.b2 = 0.98
     config.optimizer.clip_norm = 3.0

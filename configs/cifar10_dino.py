@@ -12,7 +12,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = ijepa()
     config.batch_size = 256
     config.data.crop_scale = (0.4, 1.0)
-    colours = {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2}
     config.objective = {
         "name": "dino",
         "num_prototypes": 4096,
@@ -20,13 +19,13 @@ def get_config() -> ml_collections.ConfigDict:
         "output_dim": 128,
         "batch_norm": True,
         "freeze_prototypes_steps": 195,  # an epoch
-        "ema": {"schedule": "cosine", "kept_share": 1e-3},
+        "ema": {"kept_share": 1e-3},
         "num_local": 4,
         "local_size": (16, 16),
         "local_crop_scale": (0.05, 0.4),
-        "augmentation": colours,
-        "second_augmentation": {**colours, "solarize": 0.2},
-        "local_augmentation": colours,
+        "augmentation": {"blur": 0.0},
+        "second_augmentation": {"blur": 0.0},
+        "local_augmentation": {"blur": 0.0},
     }
     config.optimizer.clip_norm = 3.0
     return config

@@ -19,6 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
         "num_local": 4,
         "local_size": (16, 16),
         "local_crop_scale": (0.05, 0.3),
-        "augmentation": {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2, "solarize": 0.2},
+        "augmentation": {"blur": 0.0},
     }
     return config

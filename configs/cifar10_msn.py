@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
         "num_local": 4,
         "local_size": (16, 16),
         "local_crop_scale": (0.05, 0.3),
-        "augmentation": {"flip": 0.5, "jitter": 0.8, "saturation": 0.4, "grayscale": 0.2},
+        "augmentation": {"blur": 0.0},
     }
     config.optimizer.clip_norm = 3.0
     return config

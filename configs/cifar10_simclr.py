@@ -17,14 +17,6 @@ def get_config() -> ml_collections.ConfigDict:
         "temperature": 0.2,
         "hidden_dim": 512,
         "output_dim": 128,
-        "augmentation": {
-            "flip": 0.5,
-            "jitter": 0.8,
-            "brightness": 0.8,
-            "contrast": 0.8,
-            "saturation": 0.8,
-            "hue": 0.2,
-            "grayscale": 0.2,
-        },
+        "augmentation": {"blur": 0.0},
     }
     return config

@@ -22,14 +22,6 @@ def get_config() -> ml_collections.ConfigDict:
         "num_local": 4,
         "local_size": (16, 16),
         "local_crop_scale": (0.05, 0.3),
-        "augmentation": {
-            "flip": 0.5,
-            "jitter": 0.8,
-            "brightness": 0.8,
-            "contrast": 0.8,
-            "saturation": 0.8,
-            "hue": 0.2,
-            "grayscale": 0.2,
-        },
+        "augmentation": {"blur": 0.0},
     }
     return config

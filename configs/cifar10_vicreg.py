@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.objective = {
         "name": "vicreg",
         "expander_dim": 1024,
-        "augmentation": {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2},
-        "second_augmentation": {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2, "solarize": 0.2},
+        "augmentation": {"blur": 0.0},
+        "second_augmentation": {"blur": 0.0},
     }
     return config

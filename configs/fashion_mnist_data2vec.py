@@ -11,7 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
         "name": "data2vec",
         "min_block_patches": 4,  # of 49; published: 16 of 196
         "top_blocks": 2,  # of three
-        "ema": {"kept_share": 1e-3},
+        "ema": {"kept_share": 1e-3, "final_momentum": 1.0, "rise_share": 1.0},
         "augmentation": {"flip": 0.0},  # the bundled clothes all point one way
     }
     config.optimizer.b2 = 0.98

@@ -9,7 +9,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = bundled()
     config.batch_size = 128
     # Grey images of 28 pixels: of the published augmentations, brightness and contrast are left.
-    grey = {"flip": 0.0, "jitter": 0.8, "saturation": 0.0, "hue": 0.0}
+    grey = {"flip": 0.0, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0, "blur": 0.0}
     config.objective = {
         "name": "dino",
         "num_prototypes": 512,
@@ -17,12 +17,12 @@ def get_config() -> ml_collections.ConfigDict:
         "output_dim": 64,
         "batch_norm": True,
         "freeze_prototypes_steps": 78,  # an epoch
-        "ema": {"schedule": "cosine", "kept_share": 1e-3},
+        "ema": {"kept_share": 1e-3},
         "num_local": 4,
         "local_size": (16, 16),
         "local_crop_scale": (0.05, 0.3),
         "augmentation": grey,
-        "second_augmentation": {**grey, "solarize": 0.2},
+        "second_augmentation": grey,
         "local_augmentation": grey,
     }
     config.optimizer.clip_norm = 3.0

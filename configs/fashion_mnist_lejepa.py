@@ -15,7 +15,13 @@ def get_config() -> ml_collections.ConfigDict:
         "num_local": 4,
         "local_size": (16, 16),
         # Grey images of 28 pixels: brightness, contrast and solarization are left.
-        "augmentation": {"jitter": 0.8, "saturation": 0.0, "hue": 0.0, "solarize": 0.2},
+        "augmentation": {
+            "flip": 0.0,
+            "saturation": 0.0,
+            "hue": 0.0,
+            "grayscale": 0.0,
+            "blur": 0.0,
+        },
     }
     config.optimizer.weight_decay = config.optimizer.final_weight_decay = 0.05
     return config

@@ -18,7 +18,13 @@ def get_config() -> ml_collections.ConfigDict:
         "local_size": (16, 16),
         # Grey images of 28 pixels: of the published augmentations, brightness and contrast are
         # left. No flip: the bundled clothes all point one way.
-        "augmentation": {"jitter": 0.8, "saturation": 0.0, "hue": 0.0},
+        "augmentation": {
+            "flip": 0.0,
+            "saturation": 0.0,
+            "hue": 0.0,
+            "grayscale": 0.0,
+            "blur": 0.0,
+        },
     }
     config.optimizer.clip_norm = 3.0
     return config

@@ -17,11 +17,10 @@ def get_config() -> ml_collections.ConfigDict:
         # left. No flip: the bundled clothes all point one way.
         "augmentation": {
             "flip": 0.0,
-            "jitter": 0.8,
-            "brightness": 0.8,
-            "contrast": 0.8,
             "saturation": 0.0,
             "hue": 0.0,
+            "grayscale": 0.0,
+            "blur": 0.0,
         },
     }
     return config

@@ -20,6 +20,14 @@ def get_config() -> ml_collections.ConfigDict:
         "local_size": (16, 16),
         "local_crop_scale": (0.05, 0.3),
         # Grey images of 28 pixels: brightness and contrast are left.
-        "augmentation": {"jitter": 0.8, "saturation": 0.0, "hue": 0.0},
+        "augmentation": {
+            "flip": 0.0,
+            "brightness": 0.4,
+            "contrast": 0.4,
+            "saturation": 0.0,
+            "hue": 0.0,
+            "grayscale": 0.0,
+            "blur": 0.0,
+        },
     }
     return config

@@ -129,3 +129,9 @@ def test_an_example_s_blocks_depend_on_seed_epoch_and_example_alone():
     both = draw(spec, 9)
     np.testing.assert_array_equal(draw(spec, 1, start=8)[0], both[8])
     assert any((draw(spec, 9, **other) != both).any() for other in ({"seed": 2}, {"epoch": 3}))
+
+
+def test_blocks_larger_than_all_that_is_masked_are_refused():
+    config_of(min_block_patches=5)  # 5 of 16 are masked
+    with pytest.raises(UserError, match=r"objective\.min_block_patches = 6: must be at most 5"):
+        config_of(min_block_patches=6)

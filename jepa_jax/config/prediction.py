@@ -110,10 +110,16 @@ class Data2vecConfig:
         """Numbers that must fit each other; see `config.resolve`."""
         self.ema.check()
         rows, columns = config.grid
-        if not 0 < int(rows * columns * self.mask_ratio) < rows * columns:
+        num_masked = int(rows * columns * self.mask_ratio)
+        if not 0 < num_masked < rows * columns:
             raise UserError(
                 f"config.objective.mask_ratio = {self.mask_ratio}: must hide at least one of the "
                 f"{rows} x {columns} patches, and not all"
+            )
+        if self.min_block_patches > num_masked:  # no block fits: all would be single patches
+            raise UserError(
+                f"config.objective.min_block_patches = {self.min_block_patches}: must be at most "
+                f"{num_masked}, the patches of the {rows} x {columns} that are masked"
             )
         if self.top_blocks > config.model.depth:
             raise UserError(

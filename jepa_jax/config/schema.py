@@ -53,6 +53,10 @@ class Text(str):
 def from_mapping(schema: type[T], mapping: Any, prefix: str = "config") -> T:
     """Builds the dataclass `schema` from a (nested) mapping.
 
+    Fields that are not given have their defaults. This holds for a section too that is given in
+    part: what it lacks is as in the default of the field that it is (BYOL's `ema` rises along a
+    cosine), not as in the section's own.
+
     Raises:
       UserError: a field is unknown, missing, of the wrong type, or out of bounds.
     """
@@ -63,20 +67,29 @@ def from_mapping(schema: type[T], mapping: Any, prefix: str = "config") -> T:
         if name not in hints:
             nearest = difflib.get_close_matches(str(name), hints, n=1, cutoff=0.0)[0]
             raise UserError(f"{prefix}.{name}: no such field; did you mean {prefix}.{nearest}?")
+    values = {}
     for field in dataclasses.fields(typing.cast(Any, schema)):
-        has_default = (
-            field.default is not dataclasses.MISSING
-            or field.default_factory is not dataclasses.MISSING
-        )
-        if field.name not in mapping and not has_default:
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if field.name in mapping:
+            value = _completed(mapping[field.name], default)
+            values[field.name] = convert(hints[field.name], value, f"{prefix}.{field.name}")
+        elif default is dataclasses.MISSING:
             raise UserError(f"{prefix}.{field.name}: missing; the config file must set it")
-    return schema(
-        **{
-            name: convert(hint, mapping[name], f"{prefix}.{name}")
-            for name, hint in hints.items()
-            if name in mapping
-        }
-    )
+    return schema(**values)
+
+
+def _completed(section: Any, default: Any) -> Any:
+    """A section with what it lacks from the default; if it names another type, as it is."""
+    if dataclasses.is_dataclass(default) and not isinstance(default, type):
+        default = dataclasses.asdict(default)
+    if not hasattr(section, "keys") or not isinstance(default, dict):
+        return section
+    given = {name: section[name] for name in section}
+    if "name" in given and str(given["name"]) != default.get("name"):
+        return given
+    return default | {name: _completed(value, default.get(name)) for name, value in given.items()}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
