@@ -3,10 +3,11 @@
     python -m benchmarks.schools [--cores 0 1] [--seeds 0 1 2] [--only ijepa mae ...]
 
 Two tables: equal optimizer steps, and equal arithmetic, that of I-JEPA in the first. A run is a
-process of its own on one core, and a row of `--out`; those that it has are not run again, and one
-that was stopped goes on from its checkpoint: a benchmark of hours can be stopped at any time.
-`--tune` makes the runs by which LEARNING_RATES were chosen; `--table` prints what is there, and
-writes the figure. docs/results/schools.md holds what was found.
+process of its own on one core, and a row of `--rows`; those that it has are not run again, and one
+that was stopped goes on from its checkpoint: a benchmark of hours can be stopped at any time. Last
+the steps take turns, for their speed. `--tune` makes the runs by which LEARNING_RATES were chosen;
+`--table` prints what is there, and draws the figure beside it. What was measured is in
+docs/results/schools.jsonl, and docs/results/schools.md says what to think of it.
 """
 
 import argparse
@@ -17,170 +18,20 @@ import pathlib
 import platform
 import queue
 import re
-import resource
 import subprocess
 import sys
 import threading
 from typing import Any
 
+from benchmarks.schools_run import (
+    CONTROLS,
+    LEARNING_RATES,
+    STEPS,
+    TRIED,
+    measure,
+    school_config,
+)
 from benchmarks.schools_table import figure, tables, tuning_table
-
-STEPS, BATCH = 468, 64  # three epochs
-TUNING_STEPS = 156  # one epoch
-TRIED = (1e-3, 3e-3)
-# For each objective the best of TRIED, by k-NN between training images after one epoch (`--tune`);
-# of DINO, whose features collapse at 3e-3, the other.
-LEARNING_RATES = {
-    "ijepa": 1e-3,
-    "data2vec": 1e-3,
-    "mae": 1e-3,
-    "simclr": 1e-3,
-    "byol": 1e-3,
-    "vicreg": 3e-3,
-    "lejepa": 3e-3,
-    "swav": 1e-3,
-    "dino": 1e-3,
-    "msn": 3e-3,
-    "supervised": 1e-3,
-}
-CONTROLS = ("random_init", "raw_pixels")
-# Of steps, what is told by an epoch of ImageNet in the papers: how long prototypes are frozen, and
-# when SwAV's queue begins.
-_FROZEN_SHARE, _QUEUE_SHARE = 0.05, 0.15
-
-
-def school_config(name: str, *, steps: int, seed: int, lr: float) -> Any:
-    """The quickstart's images, encoder and schedules, with another objective.
-
-    The objective's settings are those of configs/fashion_mnist_NAME.py, and of its optimizer Adam's
-    betas and the clipping.
-    """
-    from jepa_jax.config import resolve
-    from jepa_jax.config.files import load_config
-
-    config = load_config("configs/quickstart.py", [])
-    if name != "ijepa":
-        own = load_config(f"configs/fashion_mnist_{name}.py", [])
-        config["objective"] = own["objective"]
-        kept = ("b1", "b2", "clip_norm")
-        config["optimizer"] |= {f: own["optimizer"][f] for f in kept if f in own["optimizer"]}
-    if "freeze_prototypes_steps" in config["objective"]:
-        config["objective"]["freeze_prototypes_steps"] = int(_FROZEN_SHARE * steps)
-    if name == "swav":
-        config["objective"]["queue_start_step"] = int(_QUEUE_SHARE * steps)
-    config |= {"seed": seed, "batch_size": BATCH, "epochs": steps}  # an epoch is a step here
-    config["optimizer"] |= {"lr": lr, "warmup_epochs": 0.15 * steps}
-    config["logging"] = {"every_steps": 50, "diagnostics_every_steps": 50}
-    config["checkpoint"] = {"every_steps": steps, "every_minutes": 2.0, "keep_last": 1}
-    return resolve(config)
-
-
-def measure(job: dict[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
-    """Trains and probes once, in this process."""
-    from jepa_jax.config import resolve_probe
-    from jepa_jax.config.files import load_config
-    from jepa_jax.data.sources import open_source
-    from jepa_jax.data.stream import make_stream
-    from jepa_jax.errors import StoppedRunError
-    from jepa_jax.evaluation.comparison import features_of, probe_each
-    from jepa_jax.objectives.objective import initial_encoder
-    from jepa_jax.objectives.registry import make_objective
-    from jepa_jax.planning.needs import flops_per_example
-    from jepa_jax.training import checkpoint
-    from jepa_jax.training.loop import train
-    from jepa_jax.training.metrics import read_metrics
-
-    name, budget, seed = job["objective"], job["budget"], job["seed"]
-    trained = name if name not in CONTROLS else "ijepa"
-
-    def flops_per_step(of: str) -> float:
-        objective = make_objective(school_config(of, steps=STEPS, seed=seed, lr=1e-3))
-        return BATCH * sum(flops_per_example(objective, BATCH).values())
-
-    steps = {"tuning": TUNING_STEPS, "steps": STEPS}.get(budget)
-    if steps is None:
-        steps = round(STEPS * flops_per_step("ijepa") / flops_per_step(trained))
-    lr = job.get("lr", LEARNING_RATES[trained])
-    config = school_config(trained, steps=steps, seed=seed, lr=lr)
-    objective, source = make_objective(config), open_source(config.data, "train")
-    row = dict(job)
-    if name in CONTROLS:
-        encoders = {"random_init": initial_encoder(objective, seed)}
-    else:
-        stream = make_stream(objective.needs, config.data, source, seed=seed, batch_size=BATCH)
-        stream = stream._replace(steps_per_epoch=1)
-        try:
-            train(config, workdir, objective=objective, stream=stream)
-        except StoppedRunError as error:  # at its end, saved: collapsed
-            row["end"] = str(error)
-        row |= {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-        speeds = [
-            m["images_per_second"]
-            for m in read_metrics(workdir / "metrics.jsonl")
-            if "images_per_second" in m
-        ]
-        row |= {
-            "lr": lr,
-            "optimizer_steps": steps,
-            "flops": steps * flops_per_step(name),
-            "images_per_second": sorted(speeds)[len(speeds) // 2],
-        }
-        folder = checkpoint.find(workdir, checkpoint.network_items)
-        network = next(iter(objective.encoders))
-        encoders = {name: checkpoint.restore_encoder(folder, network, objective)}
-    if budget == "tuning":
-        return row | {"knn": between_training_images(objective, encoders[name], config, source)}
-    found = features_of(
-        config.data, objective, encoders, batch_size=250, pixels=name == "raw_pixels"
-    )
-    for protocol in ("knn", "knn_cosine", "linear"):
-        settings = resolve_probe(load_config(f"configs/probe/{protocol}.py", []))
-        result = probe_each(settings, {name: found[name]})[name]
-        row |= {protocol: result["accuracy"], f"{protocol}_interval": result["interval"]}
-    if name != "raw_pixels":
-        row |= diagnostics_of(objective, encoders[name], config)
-    return row
-
-
-def between_training_images(objective: Any, weights: Any, config: Any, source: Any) -> float:
-    """20-NN accuracy of a fifth of the training images, told by the others."""
-    import numpy as np
-
-    from jepa_jax.data.pipeline import eval_batches
-    from jepa_jax.evaluation.features import make_pool, pooled_features
-    from jepa_jax.evaluation.probes import LabelledFeatures, knn_accuracy
-
-    index = np.random.default_rng(0).permutation(source.num_examples)
-    batches = eval_batches(config.data, source, index=index, batch_size=250)
-    features = pooled_features(make_pool(objective), weights, batches)
-    labels, asked = source.classes[index], len(index) // 5
-    known = LabelledFeatures(features[asked:], labels[asked:])
-    return knn_accuracy(known, LabelledFeatures(features[:asked], labels[:asked]), neighbors=20)
-
-
-def diagnostics_of(objective: Any, weights: Any, config: Any) -> dict[str, float]:
-    """Effective rank of 2,000 test images' features, and the share of position in the tokens."""
-    import jax
-    import numpy as np
-
-    from jepa_jax.data.pipeline import eval_batches
-    from jepa_jax.data.sources import open_source
-    from jepa_jax.training.diagnostics import effective_rank, mean_cosine, position_share
-
-    source, encode = open_source(config.data, "test"), jax.jit(objective.encode)
-    index = np.arange(source.num_examples)
-    tokens = np.concatenate(
-        [
-            np.asarray(encode(weights, images))
-            for images in eval_batches(config.data, source, index=index, batch_size=250)
-        ]
-    )  # [n, N, D]
-    features = tokens.mean(axis=1)
-    return {
-        "effective_rank": float(effective_rank(features)),
-        "feature_cosine": float(mean_cosine(features)),
-        "position_share": float(position_share(tokens)),
-    }
 
 
 def jobs_of(only: list[str], seeds: list[int], *, tune: bool) -> list[dict[str, Any]]:
@@ -192,7 +43,7 @@ def jobs_of(only: list[str], seeds: list[int], *, tune: bool) -> list[dict[str, 
             for name in only
             if name not in CONTROLS
         ]
-    return [
+    runs: list[dict[str, Any]] = [
         {"objective": name, "budget": budget, "seed": seed}
         for seed in seeds
         for budget in ("steps", "flops")
@@ -200,11 +51,13 @@ def jobs_of(only: list[str], seeds: list[int], *, tune: bool) -> list[dict[str, 
         # I-JEPA's arithmetic is what the second table gives all.
         if not (budget == "flops" and name in ("ijepa", *CONTROLS))
     ]
+    return [*runs, {"budget": "speed"}]
 
 
-def run_all(jobs: list[dict[str, Any]], out: pathlib.Path, cores: list[int]) -> None:
-    """Makes the runs that `out` lacks, one at a time on each core."""
-    rows = out / "rows.jsonl"
+def run_all(
+    jobs: list[dict[str, Any]], rows: pathlib.Path, out: pathlib.Path, cores: list[int]
+) -> None:
+    """Makes the runs that `rows` lacks, one at a time on each core."""
     done = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
     waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     for job in jobs:
@@ -220,6 +73,7 @@ def run_all(jobs: list[dict[str, Any]], out: pathlib.Path, cores: list[int]) -> 
                 return
             name = "-".join(str(value) for value in job.values())
             worker = [sys.executable, "-m", "benchmarks.schools", "--out", str(out)]
+            worker += ["--rows", str(rows)]
             with (out / f"{name}.log").open("a") as log:
                 code = subprocess.run(
                     [*worker, "--worker", json.dumps(job), "--cores", str(core)], stderr=log
@@ -236,17 +90,27 @@ def run_all(jobs: list[dict[str, Any]], out: pathlib.Path, cores: list[int]) -> 
         print(line, file=sys.stderr)
 
 
-def be_worker(job: dict[str, Any], out: pathlib.Path, core: int) -> None:
+def be_worker(job: dict[str, Any], rows: pathlib.Path, out: pathlib.Path, core: int) -> None:
     """One run, on one core."""
     os.sched_setaffinity(0, {core})
     single = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {single}"
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("jepa_jax").setLevel(logging.INFO)
-    workdir = out / "runs" / "-".join(str(value) for value in job.values())
-    row = measure(job, workdir) | made_with()
-    with (out / "rows.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    if job["budget"] == "speed":
+        from benchmarks.schools_speed import speeds
+
+        configs = {
+            name: school_config(name, steps=STEPS, seed=0, lr=lr)
+            for name, lr in LEARNING_RATES.items()
+        }
+        made = speeds(configs)
+    else:
+        workdir = out / "runs" / "-".join(str(value) for value in job.values())
+        made = [measure(job, workdir)]
+    with rows.open("a") as file:
+        for row in made:
+            file.write(json.dumps(row | made_with()) + "\n")
 
 
 def made_with() -> dict[str, str]:
@@ -268,7 +132,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=pathlib.Path, default="runs/schools")
+    parser.add_argument("--out", type=pathlib.Path, default="runs/schools", help="logs, workdirs")
+    parser.add_argument("--rows", type=pathlib.Path, help="default: OUT/rows.jsonl")
     names = [*LEARNING_RATES, *CONTROLS]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -277,23 +142,20 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    rows = arguments.rows or arguments.out / "rows.jsonl"
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.worker:
-        be_worker(json.loads(arguments.worker), arguments.out, arguments.cores[0])
+        be_worker(json.loads(arguments.worker), rows, arguments.out, arguments.cores[0])
         return
     if not arguments.table:
-        run_all(
-            jobs_of(arguments.only, arguments.seeds, tune=arguments.tune),
-            arguments.out,
-            arguments.cores,
-        )
-    lines = (arguments.out / "rows.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+        jobs = jobs_of(arguments.only, arguments.seeds, tune=arguments.tune)
+        run_all(jobs, rows, arguments.out, arguments.cores)
+    made = [json.loads(line) for line in rows.read_text().splitlines()]
     if arguments.tune:
-        print(tuning_table(rows))
+        print(tuning_table(made))
         return
-    print(tables(rows))
-    figure(rows, arguments.out / "schools.png")
+    print(tables(made))
+    figure(made, rows.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ _COLOURS = {
 def tables(rows: Sequence[dict[str, Any]]) -> str:
     """Means over the seeds, with the lowest and highest; the two budgets one after the other."""
     parts = []
+    rows = _with_speeds(rows)
     for budget, title in _TITLES.items():
         lines = [
             f"### {title}",
@@ -52,6 +53,17 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
                 lines.append(_line(name, group))
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _with_speeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of runs, with speed and memory of the steps in turns; `None` where not measured."""
+    found = {row["objective"]: row for row in rows if row["budget"] == "speed"}
+    fields = ("images_per_second", "memory")
+    return [
+        row | {field: found.get(row["objective"], {}).get(field) for field in fields}
+        for row in rows
+        if row["budget"] != "speed"
+    ]
 
 
 def _line(name: str, group: Sequence[dict[str, Any]]) -> str:
@@ -73,7 +85,7 @@ def _line(name: str, group: Sequence[dict[str, Any]]) -> str:
         mean("optimizer_steps", ".0f"),
         mean("flops", ".1f", 1e-12),
         mean("images_per_second", ".0f"),
-        mean("memory", ".1f", 1e-9),
+        mean("memory", ".2f", 1e-9),
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY
 from matplotlib.image import imread
 
-from benchmarks import schools
+from benchmarks import schools, schools_run
 from benchmarks.schools_table import figure, tables, tuning_table
 from jepa_jax.objectives.registry import OBJECTIVES
 
@@ -21,7 +21,7 @@ def in_the_repository(monkeypatch):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_only_the_objective_and_its_betas_differ(name):
     def config_of(name):
-        return schools.school_config(name, steps=200, seed=1, lr=1e-3)
+        return schools_run.school_config(name, steps=200, seed=1, lr=1e-3)
 
     config, reference = config_of(name), config_of("ijepa")
     assert config.objective.name == name
@@ -35,12 +35,14 @@ def test_only_the_objective_and_its_betas_differ(name):
 
 
 def test_every_objective_is_run_with_three_seeds_and_two_budgets_and_ijepa_once():
-    assert schools.LEARNING_RATES.keys() == OBJECTIVES.keys()
-    jobs = schools.jobs_of([*OBJECTIVES, *schools.CONTROLS], [0, 1, 2], tune=False)
-    assert len(jobs) == 3 * (len(OBJECTIVES) + 2 + len(OBJECTIVES) - 1)
-    assert sum(job["objective"] == "ijepa" for job in jobs) == 3
+    assert schools_run.LEARNING_RATES.keys() == OBJECTIVES.keys()
+    jobs = schools.jobs_of([*OBJECTIVES, *schools_run.CONTROLS], [0, 1, 2], tune=False)
+    *runs, last = jobs
+    assert len(runs) == 3 * (len(OBJECTIVES) + 2 + len(OBJECTIVES) - 1)
+    assert sum(job["objective"] == "ijepa" for job in runs) == 3
+    assert last == {"budget": "speed"}
     tuning = schools.jobs_of(list(OBJECTIVES), [0, 1, 2], tune=True)
-    assert len(tuning) == len(OBJECTIVES) * len(schools.TRIED)
+    assert len(tuning) == len(OBJECTIVES) * len(schools_run.TRIED)
 
 
 def test_runs_that_have_a_row_are_not_made_again(tmp_path, monkeypatch):
@@ -53,8 +55,9 @@ def test_runs_that_have_a_row_are_not_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(schools.subprocess, "run", run)
     jobs = schools.jobs_of(["ijepa", "mae"], [0], tune=False)
     rows = [{**jobs[0], "knn": 0.5, "knn_interval": [0.4, 0.6]}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    schools.run_all(jobs, tmp_path, [0])
+    recorded = tmp_path / "recorded.jsonl"
+    recorded.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    schools.run_all(jobs, recorded, tmp_path, [0])
     assert made == jobs[1:]
 
 
@@ -74,14 +77,15 @@ def row(name, budget, seed, knn):
 def test_the_tables_hold_means_and_the_lowest_and_highest_seed(tmp_path):
     rows = [row("ijepa", "steps", seed, knn) for seed, knn in enumerate((0.4, 0.41, 0.45))]
     rows += [row("mae", "flops", 0, 0.3), row("random_init", "steps", 0, 0.34)]
+    rows += [{"objective": "mae", "budget": "speed", "images_per_second": 61.0, "memory": 3e8}]
     first, second = tables(rows).split("### ")[1:]
     expected = "| I-JEPA | prediction of features | 3 | 0.420 (0.400 to 0.450) |"
     assert expected in first
     assert expected in second  # its arithmetic is what the second gives all
     assert "| MAE" not in first
-    assert (
-        "| MAE | reconstruction | 1 | 0.300 | 0.300 | 0.300 | 12.0 | 0.25 | 468 | 6.0 |" in second
-    )
+    # Speed and memory are those of the steps in turns, not what a run beside others had.
+    expected = "| MAE | reconstruction | 1 | 0.300 | 0.300 | 0.300 | 12.0 | 0.25 | 468 | 6.0 |"
+    assert f"{expected} 61 | 0.30 |" in second
     assert "| random initialisation | no training | 1 | 0.340 |" in first
     figure(rows, tmp_path / "figure.png")
     assert np.std(imread(tmp_path / "figure.png")) > 0.05

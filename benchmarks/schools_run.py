@@ -1,0 +1,162 @@
+"""One run of benchmarks/schools.py: its configuration, the training, the probes."""
+
+import pathlib
+import resource
+from typing import Any
+
+STEPS, BATCH = 468, 64  # three epochs
+TUNING_STEPS = 156  # one epoch
+TRIED = (1e-3, 3e-3)
+# For each objective the best of TRIED, by k-NN between training images after one epoch (`--tune`);
+# of DINO, whose features collapse at 3e-3, the other.
+LEARNING_RATES = {
+    "ijepa": 1e-3,
+    "data2vec": 1e-3,
+    "mae": 1e-3,
+    "simclr": 1e-3,
+    "byol": 1e-3,
+    "vicreg": 3e-3,
+    "lejepa": 3e-3,
+    "swav": 1e-3,
+    "dino": 1e-3,
+    "msn": 3e-3,
+    "supervised": 1e-3,
+}
+CONTROLS = ("random_init", "raw_pixels")
+# Of steps, what is told by an epoch of ImageNet in the papers: how long prototypes are frozen, and
+# when SwAV's queue begins.
+_FROZEN_SHARE, _QUEUE_SHARE = 0.05, 0.15
+
+
+def school_config(name: str, *, steps: int, seed: int, lr: float) -> Any:
+    """The quickstart's images, encoder and schedules, with another objective.
+
+    The objective's settings are those of configs/fashion_mnist_NAME.py, and of its optimizer Adam's
+    betas and the clipping.
+    """
+    from jepa_jax.config import resolve
+    from jepa_jax.config.files import load_config
+
+    config = load_config("configs/quickstart.py", [])
+    if name != "ijepa":
+        own = load_config(f"configs/fashion_mnist_{name}.py", [])
+        config["objective"] = own["objective"]
+        kept = ("b1", "b2", "clip_norm")
+        config["optimizer"] |= {f: own["optimizer"][f] for f in kept if f in own["optimizer"]}
+    if "freeze_prototypes_steps" in config["objective"]:
+        config["objective"]["freeze_prototypes_steps"] = int(_FROZEN_SHARE * steps)
+    if name == "swav":
+        config["objective"]["queue_start_step"] = int(_QUEUE_SHARE * steps)
+    config |= {"seed": seed, "batch_size": BATCH, "epochs": steps}  # an epoch is a step here
+    config["optimizer"] |= {"lr": lr, "warmup_epochs": 0.15 * steps}
+    config["logging"] = {"every_steps": 50, "diagnostics_every_steps": 50}
+    config["checkpoint"] = {"every_steps": steps, "every_minutes": 2.0, "keep_last": 1}
+    return resolve(config)
+
+
+def measure(job: dict[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
+    """Trains and probes once, in this process."""
+    from jepa_jax.config import resolve_probe
+    from jepa_jax.config.files import load_config
+    from jepa_jax.data.sources import open_source
+    from jepa_jax.data.stream import make_stream
+    from jepa_jax.errors import StoppedRunError
+    from jepa_jax.evaluation.comparison import features_of, probe_each
+    from jepa_jax.objectives.objective import initial_encoder
+    from jepa_jax.objectives.registry import make_objective
+    from jepa_jax.planning.needs import flops_per_example
+    from jepa_jax.training import checkpoint
+    from jepa_jax.training.loop import train
+    from jepa_jax.training.metrics import read_metrics
+
+    name, budget, seed = job["objective"], job["budget"], job["seed"]
+    trained = name if name not in CONTROLS else "ijepa"
+
+    def flops_per_step(of: str) -> float:
+        objective = make_objective(school_config(of, steps=STEPS, seed=seed, lr=1e-3))
+        return BATCH * sum(flops_per_example(objective, BATCH).values())
+
+    steps = {"tuning": TUNING_STEPS, "steps": STEPS}.get(budget)
+    if steps is None:
+        steps = round(STEPS * flops_per_step("ijepa") / flops_per_step(trained))
+    lr = job.get("lr", LEARNING_RATES[trained])
+    config = school_config(trained, steps=steps, seed=seed, lr=lr)
+    objective, source = make_objective(config), open_source(config.data, "train")
+    row = dict(job)
+    if name in CONTROLS:
+        encoders = {"random_init": initial_encoder(objective, seed)}
+    else:
+        stream = make_stream(objective.needs, config.data, source, seed=seed, batch_size=BATCH)
+        stream = stream._replace(steps_per_epoch=1)
+        try:
+            train(config, workdir, objective=objective, stream=stream)
+        except StoppedRunError as error:  # at its end, saved: collapsed
+            row["end"] = str(error)
+        row |= {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        speeds = [
+            m["images_per_second"]
+            for m in read_metrics(workdir / "metrics.jsonl")
+            if "images_per_second" in m
+        ]
+        row |= {
+            "lr": lr,
+            "optimizer_steps": steps,
+            "flops": steps * flops_per_step(name),
+            "images_per_second": sorted(speeds)[len(speeds) // 2],
+        }
+        folder = checkpoint.find(workdir, checkpoint.network_items)
+        network = next(iter(objective.encoders))
+        encoders = {name: checkpoint.restore_encoder(folder, network, objective)}
+    if budget == "tuning":
+        return row | {"knn": between_training_images(objective, encoders[name], config, source)}
+    found = features_of(
+        config.data, objective, encoders, batch_size=250, pixels=name == "raw_pixels"
+    )
+    for protocol in ("knn", "knn_cosine", "linear"):
+        settings = resolve_probe(load_config(f"configs/probe/{protocol}.py", []))
+        result = probe_each(settings, {name: found[name]})[name]
+        row |= {protocol: result["accuracy"], f"{protocol}_interval": result["interval"]}
+    if name != "raw_pixels":
+        row |= diagnostics_of(objective, encoders[name], config)
+    return row
+
+
+def between_training_images(objective: Any, weights: Any, config: Any, source: Any) -> float:
+    """20-NN accuracy of a fifth of the training images, told by the others."""
+    import numpy as np
+
+    from jepa_jax.data.pipeline import eval_batches
+    from jepa_jax.evaluation.features import make_pool, pooled_features
+    from jepa_jax.evaluation.probes import LabelledFeatures, knn_accuracy
+
+    index = np.random.default_rng(0).permutation(source.num_examples)
+    batches = eval_batches(config.data, source, index=index, batch_size=250)
+    features = pooled_features(make_pool(objective), weights, batches)
+    labels, asked = source.classes[index], len(index) // 5
+    known = LabelledFeatures(features[asked:], labels[asked:])
+    return knn_accuracy(known, LabelledFeatures(features[:asked], labels[:asked]), neighbors=20)
+
+
+def diagnostics_of(objective: Any, weights: Any, config: Any) -> dict[str, float]:
+    """Effective rank of 2,000 test images' features, and the share of position in the tokens."""
+    import jax
+    import numpy as np
+
+    from jepa_jax.data.pipeline import eval_batches
+    from jepa_jax.data.sources import open_source
+    from jepa_jax.training.diagnostics import effective_rank, mean_cosine, position_share
+
+    source, encode = open_source(config.data, "test"), jax.jit(objective.encode)
+    index = np.arange(source.num_examples)
+    tokens = np.concatenate(
+        [
+            np.asarray(encode(weights, images))
+            for images in eval_batches(config.data, source, index=index, batch_size=250)
+        ]
+    )  # [n, N, D]
+    features = tokens.mean(axis=1)
+    return {
+        "effective_rank": float(effective_rank(features)),
+        "feature_cosine": float(mean_cosine(features)),
+        "position_share": float(position_share(tokens)),
+    }
