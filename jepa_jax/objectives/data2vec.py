@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,6 +15,7 @@ from jepa_jax.models.patches import gather_tokens
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.ema import average_outlook, averaging, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective
+from jepa_jax.objectives.statistics import smooth_l1
 from jepa_jax.objectives.views import view_flops
 
 TARGET_NORM_EPS = 1e-5
@@ -116,13 +116,3 @@ def averaged_blocks(blocks: Float[Array, "K B N D"], norm: str) -> Float[Array, 
     if norm == "blocks":
         return jnp.mean(standardize(blocks), axis=0)
     return standardize(jnp.mean(blocks, axis=0))
-
-
-def smooth_l1(
-    predictions: Float[Array, "B T D"], targets: Float[Array, "B T D"], beta: float
-) -> Float[Array, ""]:
-    """Mean of d^2 / (2 beta) where |d| <= beta, of |d| - beta / 2 beyond (section 3.4)."""
-    chex.assert_equal_shape((predictions, targets))
-    distance = jnp.abs(predictions.astype(jnp.float32) - targets)
-    near = 0.5 * jnp.square(distance) / beta
-    return jnp.mean(jnp.where(distance <= beta, near, distance - 0.5 * beta))

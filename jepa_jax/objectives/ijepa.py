@@ -23,7 +23,7 @@ from jepa_jax.models.transformer import rescale_by_depth
 from jepa_jax.models.vision_transformer import encoding, init_encoder, make_encoder
 from jepa_jax.objectives.ema import average_outlook, averaging, momentum_at
 from jepa_jax.objectives.objective import Clock, Objective, Outlook
-from jepa_jax.objectives.statistics import covariance_term, sigreg, variance_term
+from jepa_jax.objectives.statistics import covariance_term, sigreg, smooth_l1, variance_term
 
 TARGET_NORM_EPS = 1e-5
 LEAST_CONTEXT = 0.5  # of the visible patches; a run whose context is smaller is warned of
@@ -186,12 +186,9 @@ def prediction_loss(
 
     Args:
       kind: "l2", the squared difference (section 3); or "smooth_l1" with beta = 1, with which the
-        published weights were trained: half the square below 1, the absolute value less 1/2 above.
+        published weights were trained.
     """
+    if kind == "smooth_l1":
+        return smooth_l1(predictions, targets, beta=1.0)
     chex.assert_equal_shape((predictions, targets))  # or they would broadcast
-    difference = predictions.astype(jnp.float32) - targets
-    square = jnp.square(difference)
-    if kind == "l2":
-        return jnp.mean(square)
-    distance = jnp.abs(difference)
-    return jnp.mean(jnp.where(distance < 1.0, 0.5 * square, distance - 0.5))
+    return jnp.mean(jnp.square(predictions.astype(jnp.float32) - targets))

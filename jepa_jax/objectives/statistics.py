@@ -143,3 +143,13 @@ def assignment_spread(p: Float[Array, "n K"]) -> Float[Array, ""]:
     """
     each = -jnp.sum(jax.scipy.special.xlogy(p, p), axis=1)  # [n]
     return (entropy(jnp.mean(p, axis=0)) - jnp.mean(each)) / jnp.log(p.shape[1])
+
+
+def smooth_l1(
+    predictions: Float[Array, "*shape"], targets: Float[Array, "*shape"], beta: float
+) -> Float[Array, ""]:
+    """Mean of d^2 / (2 beta) where |d| < beta, of |d| - beta / 2 beyond, in float32."""
+    chex.assert_equal_shape((predictions, targets))  # or they would broadcast
+    distance = jnp.abs(predictions.astype(jnp.float32) - targets)
+    near = 0.5 * jnp.square(distance) / beta
+    return jnp.mean(jnp.where(distance < beta, near, distance - 0.5 * beta))
