@@ -16,6 +16,7 @@ IMAGENET = 1_281_167
 # epochs, batch, warm-up epochs, highest learning rate, weight decay from and to.
 RECIPES = {
     "in1k_mae_vitb16_ep1600": (768, 12, 16, 86, 26, 1600, 4096, 40, 2.4e-3, 0.05, 0.05),
+    "in1k_supervised_vitb16_ep300": (768, 12, 16, 86, 1, 300, 4096, 20, 1.6e-3, 0.3, 0.3),
     "in1k_simclr_vitb16_ep300": (768, 12, 16, 86, 2, 300, 4096, 40, 2.4e-3, 0.1, 0.1),
     "in1k_byol_vitb16_ep300": (768, 12, 16, 86, 6, 300, 4096, 40, 2.4e-3, 0.1, 0.1),
     "in1k_vicreg_vitb16_ep300": (768, 12, 16, 86, 141, 300, 2048, 40, 1.2e-3, 0.1, 0.1),
@@ -42,8 +43,7 @@ def test_each_objective_has_its_configs(objective):
         assert config.data.source == own.data.source
         ((shapes, _),) = make_objective(config).needs.variants(config.batch_size)
         assert all(shape.shape[0] == config.batch_size for shape in shapes.values())
-    recipes = [name for name in FILES if name.startswith(f"in1k_{objective}_")]
-    assert bool(recipes) == (objective != "supervised")  # that one is a control, or fine-tuning
+    assert any(name.startswith(f"in1k_{objective}_") for name in FILES)
 
 
 def test_every_recipe_is_known_here():
@@ -79,6 +79,23 @@ def test_the_recipe_is_the_published_one(name):
     assert float(schedules.weight_decay(end)) == pytest.approx(final_decay, rel=1e-3)
     frozen = getattr(config.objective, "freeze_prototypes_steps", epoch)
     assert abs(frozen - epoch) <= 1  # an epoch
+
+
+def test_the_baseline_with_labels_has_the_published_regularisation():
+    config = read("in1k_supervised_vitb16_ep300")
+    labels, images = config.objective, config.objective.augmentation
+    assert (labels.mixup, labels.cutmix, labels.label_smoothing, labels.ema) == (
+        0.8,
+        1.0,
+        0.1,
+        0.9999,
+    )
+    assert (images.flip, images.rand_augment.magnitude, images.rand_augment.magnitude_std) == (
+        0.5,
+        9.0,
+        0.5,
+    )
+    assert (config.model.drop_path_rate, config.optimizer.b2) == (0.1, 0.95)
 
 
 def test_the_constants_of_the_losses_are_the_published_ones():
