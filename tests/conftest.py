@@ -16,6 +16,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # those inherit it
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # importing Keras takes seconds, and nothing here uses it
+os.environ |= {"TF_ENABLE_ONEDNN_OPTS": "0", "TF_CPP_MIN_LOG_LEVEL": "2"}  # as jepa_jax.data does
 
 import functools
 import json
@@ -26,11 +27,15 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
+import flax.linen  # noqa: F401
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax  # noqa: F401
+import orbax.checkpoint  # noqa: F401
 import pytest
+import tensorflow as tf  # noqa: F401
 from jax.sharding import AxisType
 from jaxlib.version import __version__ as jaxlib_version
 from jaxtyping import install_import_hook
@@ -44,7 +49,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")  # [N, D] + [D] must be w
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
-# Shapes and types of annotated functions are checked at each call while the tests run.
+# Shapes and types of annotated functions are checked at each call while the tests run. The large
+# libraries are imported above, since Python does not look for their bytecode under the hook.
 install_import_hook("jepa_jax", "beartype.beartype")
 
 from jepa_jax.config import Config, resolve, to_dict  # noqa: E402
