@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 _TITLES = {"steps": "Equal optimizer steps", "flops": "Equal arithmetic"}
 _SCHOOLS = {
@@ -137,6 +138,9 @@ def figure(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
             axis.plot(*zip(*means, strict=True), color=color, linewidth=1, marker="o", markersize=4)
             axis.annotate(label, means[-1], fontsize=7, xytext=(4, 2), textcoords="offset points")
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("TFLOP of training")
         axis.set_ylabel(f"accuracy, {title}")
         axis.spines[["top", "right"]].set_visible(False)
