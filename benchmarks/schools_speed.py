@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from benchmarks.train_step import memory_bytes
 from jepa_jax.data.sources import open_source
 from jepa_jax.data.stream import make_stream
 from jepa_jax.objectives.registry import make_objective
@@ -75,9 +76,4 @@ def _turn(config: Any) -> tuple[Callable[[], None], int]:
             state, _ = step(state, batch)
         jax.block_until_ready(state)
 
-    return run, max(_bytes(step.memory_analysis()) for step in compiled.values())
-
-
-def _bytes(memory: Any) -> int:
-    out = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + out + memory.temp_size_in_bytes
+    return run, max(memory_bytes(step) for step in compiled.values())

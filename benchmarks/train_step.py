@@ -116,6 +116,13 @@ def measured_peak(dtype: str, *, seconds: float = 2.0) -> float:
     return 2 * n**3 / best
 
 
+def memory_bytes(step: Any) -> int:
+    """What a compiled step needs: its arguments, what it returns beside them, temporaries."""
+    memory = step.memory_analysis()
+    returned = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + returned + memory.temp_size_in_bytes
+
+
 def measure(config: Config, target_tokens: int, steps: int) -> dict[str, Any]:
     """Compiles and runs the step; see the fields for what is measured."""
     objective = make_objective(config)
@@ -143,7 +150,6 @@ def measure(config: Config, target_tokens: int, steps: int) -> dict[str, Any]:
     rate = per_image * config.batch_size / median / jax.device_count()  # of one device
     device = jax.devices()[0]
     sheet = {chip.device_kind: chip.peak for chip in CHIPS.values()}.get(device.device_kind)
-    memory = step.memory_analysis()
     in_use = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "attention": {
@@ -164,10 +170,7 @@ def measure(config: Config, target_tokens: int, steps: int) -> dict[str, Any]:
         "mfu_of_measured_peak": round(rate / peak, 4),
         "mfu_of_data_sheet": round(rate / sheet, 4) if sheet else None,
         "compile_seconds": round(compile_seconds, 2),
-        "memory_bytes_by_compiler": memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes,
+        "memory_bytes_by_compiler": memory_bytes(step),
         "memory_bytes_peak_in_use": in_use,
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "jax": jax.__version__,

@@ -2,14 +2,13 @@
 
 import ml_collections
 
+from .fashion_mnist import GREY
 from .fashion_mnist import get_config as bundled
 
 
 def get_config() -> ml_collections.ConfigDict:
     config = bundled()
     config.batch_size = 128
-    # Grey images of 28 pixels: of the published augmentations, brightness and contrast are left.
-    grey = {"flip": 0.0, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0, "blur": 0.0}
     config.objective = {
         "name": "dino",
         "num_prototypes": 512,
@@ -21,9 +20,9 @@ def get_config() -> ml_collections.ConfigDict:
         "num_local": 4,
         "local_size": (16, 16),
         "local_crop_scale": (0.05, 0.3),
-        "augmentation": grey,
-        "second_augmentation": grey,
-        "local_augmentation": grey,
+        "augmentation": GREY,
+        "second_augmentation": GREY,
+        "local_augmentation": GREY,
     }
     config.optimizer.clip_norm = 3.0
     return config

@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from .fashion_mnist import GREY
 from .fashion_mnist import get_config as bundled
 
 
@@ -14,14 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
         "hidden_dim": 256,
         "num_local": 4,
         "local_size": (16, 16),
-        # Grey images of 28 pixels: brightness, contrast and solarization are left.
-        "augmentation": {
-            "flip": 0.0,
-            "saturation": 0.0,
-            "hue": 0.0,
-            "grayscale": 0.0,
-            "blur": 0.0,
-        },
+        "augmentation": GREY,
     }
     config.optimizer.weight_decay = config.optimizer.final_weight_decay = 0.05
     return config

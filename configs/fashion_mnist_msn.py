@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from .fashion_mnist import GREY
 from .fashion_mnist import get_config as bundled
 
 
@@ -16,15 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
         "ema": {"kept_share": 1e-3},
         "num_local": 4,
         "local_size": (16, 16),
-        # Grey images of 28 pixels: of the published augmentations, brightness and contrast are
-        # left. No flip: the bundled clothes all point one way.
-        "augmentation": {
-            "flip": 0.0,
-            "saturation": 0.0,
-            "hue": 0.0,
-            "grayscale": 0.0,
-            "blur": 0.0,
-        },
+        "augmentation": GREY,
     }
     config.optimizer.clip_norm = 3.0
     return config

@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from .fashion_mnist import GREY
 from .fashion_mnist import get_config as bundled
 
 
@@ -13,14 +14,6 @@ def get_config() -> ml_collections.ConfigDict:
         "temperature": 0.2,
         "hidden_dim": 256,
         "output_dim": 64,
-        # Grey images of 28 pixels: of the published augmentations, brightness and contrast are
-        # left. No flip: the bundled clothes all point one way.
-        "augmentation": {
-            "flip": 0.0,
-            "saturation": 0.0,
-            "hue": 0.0,
-            "grayscale": 0.0,
-            "blur": 0.0,
-        },
+        "augmentation": GREY,
     }
     return config

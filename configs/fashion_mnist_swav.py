@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from .fashion_mnist import GREY
 from .fashion_mnist import get_config as quickstart
 
 
@@ -19,15 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
         "num_local": 4,
         "local_size": (16, 16),
         "local_crop_scale": (0.05, 0.3),
-        # Grey images of 28 pixels: brightness and contrast are left.
-        "augmentation": {
-            "flip": 0.0,
-            "brightness": 0.4,
-            "contrast": 0.4,
-            "saturation": 0.0,
-            "hue": 0.0,
-            "grayscale": 0.0,
-            "blur": 0.0,
-        },
+        "augmentation": {**GREY, "brightness": 0.4, "contrast": 0.4},
     }
     return config

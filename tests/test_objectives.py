@@ -154,9 +154,10 @@ def test_one_and_eight_devices_give_the_same_losses(name, changes, run_of):
     _, eight, _ = four_steps(small(name, WITH_BATCH_STATISTICS.get(changes)), arrays, 8)
     losses = [[float(m["loss"]) for m in metrics] for metrics in (one, eight)]
     assert len(set(losses[0])) == 4  # something is trained
-    # An update passes rounding on, which differs from machine to machine.
+    # An update passes rounding on, how much differs from machine to machine.
+    tolerance = 1e-4 if name in ("swav", "simclr", "dino", "byol") else 1e-5
     np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=1e-5)
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
     # Two and three normalisations of what is nearly the same for all images at the start.
     tolerance = 1e-3 if name in ("byol", "msn") else 2e-4
     for a, b in zip(one, eight, strict=True):

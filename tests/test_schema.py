@@ -69,7 +69,6 @@ def test_an_override_of_one_field_changes_no_other():
 
 def test_the_momentum_of_byol_still_rises_along_a_cosine_where_only_its_start_is_set():
     config = load_config(str(REPOSITORY / "configs" / "fashion_mnist_byol.py"), [])
-    del config["objective"]["ema"]
     config["objective"]["ema"] = {"start_momentum": 0.99}
     ema = resolve(config).objective.ema
     assert (ema.start_momentum, ema.schedule) == (0.99, "cosine")
@@ -78,6 +77,5 @@ def test_the_momentum_of_byol_still_rises_along_a_cosine_where_only_its_start_is
 def test_fine_tuning_keeps_its_crops_where_only_the_images_are_named():
     path = str(REPOSITORY / "configs" / "probe" / "fine_tune.py")
     config = load_config(path, [])
-    config.pop("data", None)
     config["data"] = {"path": "photos"}
     assert resolve_probe(config).data == {"crop_scale": (0.08, 1.0), "path": "photos"}
