@@ -28,6 +28,7 @@ from benchmarks.schools_run import (
     LEARNING_RATES,
     STEPS,
     TRIED,
+    digest_of,
     measure,
     school_config,
 )
@@ -54,15 +55,19 @@ def jobs_of(only: list[str], seeds: list[int], *, tune: bool) -> list[dict[str, 
     return [*runs, {"budget": "speed"}]
 
 
+def missing(jobs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs without a row of their settings."""
+    asked = ((job, job | {"config": digest_of(job)}) for job in jobs)
+    return [job for job, full in asked if not any(full.items() <= row.items() for row in rows)]
+
+
 def run_all(
     jobs: list[dict[str, Any]], rows: pathlib.Path, out: pathlib.Path, cores: list[int]
 ) -> None:
     """Makes the runs that `rows` lacks, one at a time on each core."""
-    done = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
     waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    for job in jobs:
-        if not any(job.items() <= row.items() for row in done):
-            waiting.put(job)
+    for job in missing(jobs, read_rows(rows)):
+        waiting.put(job)
     failed: list[str] = []
 
     def work(core: int) -> None:
@@ -71,7 +76,7 @@ def run_all(
                 job = waiting.get_nowait()
             except queue.Empty:
                 return
-            name = "-".join(str(value) for value in job.values())
+            name = name_of(job)
             worker = [sys.executable, "-m", "benchmarks.schools", "--out", str(out)]
             worker += ["--rows", str(rows)]
             with (out / f"{name}.log").open("a") as log:
@@ -106,11 +111,27 @@ def be_worker(job: dict[str, Any], rows: pathlib.Path, out: pathlib.Path, core: 
         }
         made = speeds(configs)
     else:
-        workdir = out / "runs" / "-".join(str(value) for value in job.values())
-        made = [measure(job, workdir)]
+        made = [measure(job, out / "runs" / name_of(job))]
     with rows.open("a") as file:
         for row in made:
-            file.write(json.dumps(row | made_with()) + "\n")
+            file.write(json.dumps(row | {"config": digest_of(job)} | made_with()) + "\n")
+
+
+def name_of(job: dict[str, Any]) -> str:
+    """Of its log and its workdir: runs with other settings have another."""
+    return "-".join(str(value) for value in (*job.values(), digest_of(job)))
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """What was measured; of a run that was made again, the last."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    of_runs = ("objective", "budget", "seed")
+
+    def run_of(row: dict[str, Any]) -> tuple[Any, ...]:
+        tried = row["lr"] if row["budget"] == "tuning" else None
+        return (*(row.get(field) for field in of_runs), tried)
+
+    return list({run_of(row): row for row in map(json.loads, lines)}.values())
 
 
 def made_with() -> dict[str, str]:
@@ -147,10 +168,13 @@ def main() -> None:
     if arguments.worker:
         be_worker(json.loads(arguments.worker), rows, arguments.out, arguments.cores[0])
         return
+    jobs = jobs_of(arguments.only, arguments.seeds, tune=arguments.tune)
     if not arguments.table:
-        jobs = jobs_of(arguments.only, arguments.seeds, tune=arguments.tune)
         run_all(jobs, rows, arguments.out, arguments.cores)
-    made = [json.loads(line) for line in rows.read_text().splitlines()]
+    made = read_rows(rows)
+    if lacking := missing(jobs, made):
+        names = ", ".join("-".join(map(str, job.values())) for job in lacking)
+        print(f"without a row of today's settings: {names}", file=sys.stderr)
     if arguments.tune:
         print(tuning_table(made))
         return

@@ -1,7 +1,8 @@
 """One run of benchmarks/schools.py: its configuration, the training, the probes."""
 
+import hashlib
+import json
 import pathlib
-import resource
 from typing import Any
 
 STEPS, BATCH = 468, 64  # three epochs
@@ -54,6 +55,39 @@ def school_config(name: str, *, steps: int, seed: int, lr: float) -> Any:
     return resolve(config)
 
 
+def flops_per_step(name: str) -> float:
+    """Of an objective's step here, forward and backward."""
+    from jepa_jax.objectives.registry import make_objective
+    from jepa_jax.planning.needs import flops_per_example
+
+    objective = make_objective(school_config(name, steps=STEPS, seed=0, lr=1e-3))
+    return BATCH * sum(flops_per_example(objective, BATCH).values())
+
+
+def config_of(job: dict[str, Any]) -> Any:
+    """What a run trains; of a control, the run whose encoder and images it has."""
+    name = job["objective"] if job["objective"] not in CONTROLS else "ijepa"
+    steps = {"tuning": TUNING_STEPS, "steps": STEPS}.get(job["budget"])
+    if steps is None:
+        steps = round(STEPS * flops_per_step("ijepa") / flops_per_step(name))
+    lr = job.get("lr", LEARNING_RATES[name])
+    return school_config(name, steps=steps, seed=job["seed"], lr=lr)
+
+
+def digest_of(job: dict[str, Any]) -> str:
+    """Of all settings of a run, or of the runs whose speed is measured.
+
+    A row holds it: one that was made with other settings is not the run that is asked for.
+    """
+    from jepa_jax.config import to_dict
+
+    jobs = [job]
+    if job["budget"] == "speed":
+        jobs = [{"objective": name, "budget": "steps", "seed": 0} for name in LEARNING_RATES]
+    text = json.dumps([to_dict(config_of(each)) for each in jobs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def measure(job: dict[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     """Trains and probes once, in this process."""
     from jepa_jax.config import resolve_probe
@@ -64,23 +98,11 @@ def measure(job: dict[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     from jepa_jax.evaluation.comparison import features_of, probe_each
     from jepa_jax.objectives.objective import initial_encoder
     from jepa_jax.objectives.registry import make_objective
-    from jepa_jax.planning.needs import flops_per_example
     from jepa_jax.training import checkpoint
     from jepa_jax.training.loop import train
-    from jepa_jax.training.metrics import read_metrics
 
     name, budget, seed = job["objective"], job["budget"], job["seed"]
-    trained = name if name not in CONTROLS else "ijepa"
-
-    def flops_per_step(of: str) -> float:
-        objective = make_objective(school_config(of, steps=STEPS, seed=seed, lr=1e-3))
-        return BATCH * sum(flops_per_example(objective, BATCH).values())
-
-    steps = {"tuning": TUNING_STEPS, "steps": STEPS}.get(budget)
-    if steps is None:
-        steps = round(STEPS * flops_per_step("ijepa") / flops_per_step(trained))
-    lr = job.get("lr", LEARNING_RATES[trained])
-    config = school_config(trained, steps=steps, seed=seed, lr=lr)
+    config = config_of(job)
     objective, source = make_objective(config), open_source(config.data, "train")
     row = dict(job)
     if name in CONTROLS:
@@ -92,17 +114,10 @@ def measure(job: dict[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
             train(config, workdir, objective=objective, stream=stream)
         except StoppedRunError as error:  # at its end, saved: collapsed
             row["end"] = str(error)
-        row |= {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-        speeds = [
-            m["images_per_second"]
-            for m in read_metrics(workdir / "metrics.jsonl")
-            if "images_per_second" in m
-        ]
         row |= {
-            "lr": lr,
-            "optimizer_steps": steps,
-            "flops": steps * flops_per_step(name),
-            "images_per_second": sorted(speeds)[len(speeds) // 2],
+            "lr": config.optimizer.lr,
+            "optimizer_steps": config.epochs,  # an epoch is a step here
+            "flops": config.epochs * flops_per_step(name),
         }
         folder = checkpoint.find(workdir, checkpoint.network_items)
         network = next(iter(objective.encoders))

@@ -2,14 +2,16 @@
 
 import json
 import subprocess
+import time
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, tiny_config
 from matplotlib.image import imread
 
-from benchmarks import schools, schools_run
+from benchmarks import schools, schools_run, schools_speed
 from benchmarks.schools_table import figure, tables, tuning_table
+from jepa_jax.config import resolve
 from jepa_jax.objectives.registry import OBJECTIVES
 
 
@@ -54,15 +56,28 @@ def test_runs_that_have_a_row_are_not_made_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(schools.subprocess, "run", run)
     jobs = schools.jobs_of(["ijepa", "mae"], [0], tune=False)
-    rows = [{**jobs[0], "knn": 0.5, "knn_interval": [0.4, 0.6]}]
+    rows = [job | {"config": schools_run.digest_of(job), "knn": 0.5} for job in jobs[:2]]
     recorded = tmp_path / "recorded.jsonl"
     recorded.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # Since then another learning rate: its row is of another run.
+    monkeypatch.setitem(schools_run.LEARNING_RATES, "mae", 2e-3)
     schools.run_all(jobs, recorded, tmp_path, [0])
     assert made == jobs[1:]
+    assert {path.name for path in tmp_path.glob("mae-steps-0-*.log")} == {
+        f"mae-steps-0-{schools_run.digest_of(jobs[1])}.log"
+    }
+
+
+def test_of_a_run_that_was_made_again_the_last_row_counts(tmp_path):
+    rows = [row("mae", "steps", 0, 0.3), row("mae", "steps", 1, 0.4), row("mae", "steps", 0, 0.5)]
+    tuned = [{"objective": "mae", "budget": "tuning", "seed": 0, "lr": lr} for lr in (1e-3, 3e-3)]
+    recorded = tmp_path / "recorded.jsonl"
+    recorded.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *tuned]))
+    assert schools.read_rows(recorded) == [rows[2], rows[1], *tuned]
 
 
 def row(name, budget, seed, knn):
-    trained = {"optimizer_steps": 468, "flops": 6e12 + seed, "images_per_second": 100.0, "lr": 1e-3}
+    trained = {"optimizer_steps": 468, "flops": 6e12 + seed, "lr": 1e-3}
     return {
         "objective": name,
         "budget": budget,
@@ -70,7 +85,7 @@ def row(name, budget, seed, knn):
         **dict.fromkeys(("knn", "knn_cosine", "linear"), knn),
         "effective_rank": 12.0,
         "position_share": 0.25,
-        **({} if name == "random_init" else {**trained, "memory": 2e9}),
+        **({} if name == "random_init" else trained),
     }
 
 
@@ -83,7 +98,7 @@ def test_the_tables_hold_means_and_the_lowest_and_highest_seed(tmp_path):
     assert expected in first
     assert expected in second  # its arithmetic is what the second gives all
     assert "| MAE" not in first
-    # Speed and memory are those of the steps in turns, not what a run beside others had.
+    # Speed and memory are those of the steps in turns.
     expected = "| MAE | reconstruction | 1 | 0.300 | 0.300 | 0.300 | 12.0 | 0.25 | 468 | 6.0 |"
     assert f"{expected} 61 | 0.30 |" in second
     assert "| random initialisation | no training | 1 | 0.340 |" in first
@@ -91,3 +106,29 @@ def test_the_tables_hold_means_and_the_lowest_and_highest_seed(tmp_path):
     assert np.std(imread(tmp_path / "figure.png")) > 0.05
     tuned = [{"objective": "mae", "budget": "tuning", "lr": lr, "knn": lr} for lr in (0.1, 0.2)]
     assert "| MAE | 0.100 | 0.200 |" in tuning_table(tuned)
+
+
+def test_steps_take_turns_and_each_is_timed_by_itself(monkeypatch):
+    turns = []
+
+    def turn(config):
+        def run():
+            turns.append(config.model.embed_dim)
+            time.sleep(1e-3 * config.model.embed_dim)
+
+        return run, 10 * config.model.embed_dim
+
+    monkeypatch.setattr(schools_speed, "_turn", turn)
+    narrow, wide = tiny_config(), tiny_config()
+    wide.model.embed_dim = 96
+    rows = schools_speed.speeds({"mae": resolve(narrow), "vicreg": resolve(wide)})
+    assert turns == [16, 96] * (schools_speed.ROUNDS + 1)
+    assert [row["objective"] for row in rows] == ["mae", "vicreg"]
+    assert [row["memory"] for row in rows] == [160, 960]
+    for row, width in zip(rows, (16, 96), strict=True):
+        assert len(row["seconds"]) == schools_speed.ROUNDS
+        assert min(row["seconds"]) > 0.99e-3 * width
+        images = schools_speed.BATCHES * 16
+        assert row["images_per_second"] == pytest.approx(
+            images / sorted(row["seconds"])[schools_speed.ROUNDS // 2], rel=0.01
+        )
