@@ -108,6 +108,13 @@ def test_the_tables_hold_means_and_the_lowest_and_highest_seed(tmp_path):
     assert "| MAE | 0.100 | 0.200 |" in tuning_table(tuned)
 
 
+def test_the_documented_tables_are_those_of_the_recorded_rows():
+    results = REPOSITORY / "docs" / "results"
+    assert tables(schools.read_rows(results / "schools.jsonl")) in (
+        results / "schools.md"
+    ).read_text()
+
+
 def test_steps_take_turns_and_each_is_timed_by_itself(monkeypatch):
     turns = []
 
