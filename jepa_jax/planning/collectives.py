@@ -1,20 +1,15 @@
 """What a compiled step sends between devices, read from the program that the compiler emitted."""
 
-import collections
 import math
 import re
 from typing import NamedTuple
 
+from jepa_jax.planning.program import operations, source
+
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _OPERATION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(_KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
-_CALLED = re.compile(r"\b(body|calls|to_apply|branch_computations)=\{?([^,}\s]+(?:, %[^,}\s]+)*)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CONDITION = re.compile(r" while\(.*condition=%?([^,\s]+)")
-_LIMIT = re.compile(r"^\s*%?\S+ = s32\[\]\S* constant\((\d+)\)")
 _BITS = re.compile(r"\d+")
-_SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
 class Collective(NamedTuple):
@@ -54,41 +49,26 @@ class Collective(NamedTuple):
 
 def collectives(program: str) -> list[Collective]:
     """All operations between devices in the text of a compiled program, `compiled.as_text()`."""
-    lines_of, entry, name = collections.defaultdict(list), "", ""
-    for line in program.splitlines():
-        if match := _COMPUTATION.match(line):
-            name = match[2]
-            entry = name if match[1] else entry
-        elif name and line.strip() not in ("", "}"):
-            lines_of[name].append(line)
-
     found = []
-
-    def visit(computation: str, times: int) -> None:
-        lines = lines_of[computation]
+    for line, computation, lines, times in operations(program):
         # The TPU's compiler spreads a collective over several fusions, each of which repeats it:
         # one that starts it, some that go on with it beside other work, one that ends it.
-        repeats = computation.startswith("async_collective_fusion") or any(
-            '"AsyncCollectiveDone"' in line for line in lines
-        )
-        for line in lines:
-            if (match := _OPERATION.match(line)) and not repeats:
-                one = _parse(line, match, times)
-                # Its reduce-scatter is a fusion of an all-reduce and the slice that is kept.
-                if computation.startswith("all-reduce-scatter"):
-                    one = one._replace(kind="reduce-scatter", shapes=_shapes(lines[-1]))
-                if one.source and not one.source.startswith("jit("):
-                    one = one._replace(readers=_readers(line, lines))
-                found.append(one)
-            if " async-done(" in line or " async-update(" in line:  # counted at its async-start
-                continue
-            trips = _trips(line, lines_of)
-            for how, called in _CALLED.findall(line):
-                for each in called.split(", "):
-                    visit(each.lstrip("%"), times * (trips if how == "body" else 1))
-
-    visit(entry, 1)
+        if not (match := _OPERATION.match(line)) or _repeats(computation, lines):
+            continue
+        one = _parse(line, match, times)
+        # Its reduce-scatter is a fusion of an all-reduce and the slice that is kept.
+        if computation.startswith("all-reduce-scatter"):
+            one = one._replace(kind="reduce-scatter", shapes=_shapes(lines[-1]))
+        if one.source and not one.source.startswith("jit("):
+            one = one._replace(readers=_readers(line, lines))
+        found.append(one)
     return found
+
+
+def _repeats(computation: str, lines: list[str]) -> bool:
+    return computation.startswith("async_collective_fusion") or any(
+        '"AsyncCollectiveDone"' in line for line in lines
+    )
 
 
 def by_kind(found: list[Collective]) -> dict[str, dict[str, int | float]]:
@@ -114,12 +94,7 @@ def _parse(line: str, match: re.Match, times: int) -> Collective:
     )
     if kind == "reduce-scatter":  # whose result is one device's share
         payload *= group
-    return Collective(kind, shapes, payload, times, group, _source(line))
-
-
-def _source(line: str) -> str:
-    match = _SOURCE.search(line)
-    return match[1] if match else ""
+    return Collective(kind, shapes, payload, times, group, source(line))
 
 
 def _readers(line: str, lines: list[str]) -> tuple[str, ...]:
@@ -128,8 +103,8 @@ def _readers(line: str, lines: list[str]) -> tuple[str, ...]:
     found: set[str] = set()
     for reader in lines:
         if reader is not line and re.search(rf"[(\s]%?{name}[,)]", reader):
-            is_copy = _source(reader) in ("", _source(line))
-            found.update(_readers(reader, lines) if is_copy else [_source(reader)])
+            is_copy = source(reader) in ("", source(line))
+            found.update(_readers(reader, lines) if is_copy else [source(reader)])
     return tuple(sorted(found))
 
 
@@ -146,19 +121,6 @@ def _shapes(line: str) -> tuple[tuple[int, ...], ...]:
     """Shapes of an operation's results: all arrays in front of its name and arguments."""
     results = re.split(r" [\w-]+\(%", line.split(" = ", 1)[1])[0]
     return tuple(_shape(dims) for _, dims in _ARRAY.findall(results))
-
-
-def _trips(line: str, lines_of: dict[str, list[str]]) -> int:
-    """How often a loop's body runs; 1 for any other operation."""
-    if match := _TRIPS.search(line):
-        return int(match[1])
-    if not (match := _CONDITION.search(line)):
-        return 1
-    # The TPU's compiler does not say. A `lax.scan` counts from 0 while it is less than a constant.
-    condition = lines_of[match[1]]
-    limits = [int(limit[1]) for each in condition if (limit := _LIMIT.match(each))]
-    counts_up = any("direction=LT" in each for each in condition)
-    return limits[0] if counts_up and len(limits) == 1 else 1
 
 
 def _group_size(line: str) -> int:
