@@ -32,7 +32,7 @@ from benchmarks.schools_run import (
     measure,
     school_config,
 )
-from benchmarks.schools_table import figure, tables, tuning_table
+from benchmarks.schools_table import figure, summary, tables, tuning_table
 
 
 def jobs_of(only: list[str], seeds: list[int], *, tune: bool) -> list[dict[str, Any]]:
@@ -178,7 +178,7 @@ def main() -> None:
     if arguments.tune:
         print(tuning_table(made))
         return
-    print(tables(made))
+    print(f"{summary(made)}\n\n{tables(made)}")
     figure(made, rows.with_suffix(".png"))
 
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 _TITLES = {"steps": "Equal optimizer steps", "flops": "Equal arithmetic"}
@@ -46,14 +48,37 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
             "|---" * 12 + "|",
         ]
         for name in _SCHOOLS:
-            of_name = [row for row in rows if row["objective"] == name]
-            group = [row for row in of_name if row["budget"] == budget]
-            if budget == "flops" and name in ("ijepa", "random_init", "raw_pixels"):
-                group = [row for row in of_name if row["budget"] == "steps"]
-            if group:
+            if group := _runs(rows, name, budget):
                 lines.append(_line(name, group))
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """Means over the seeds of two probes, for both budgets in one table."""
+    lines = [
+        "| objective | school | seeds | equal steps: k-NN | linear | equal arithmetic: k-NN "
+        "| linear |",
+        "|---" * 7 + "|",
+    ]
+    for name, (title, school) in _SCHOOLS.items():
+        groups = [_runs(rows, name, budget) for budget in _TITLES]
+        means = [
+            f"{np.mean([row[field] for row in group]):.3f}" if group else ""
+            for group in groups
+            for field in ("knn", "linear")
+        ]
+        seeds = " and ".join(dict.fromkeys(str(len(group)) for group in groups if group))
+        if seeds:
+            lines.append(f"| {title} | {school} | {seeds} | {' | '.join(means)} |")
+    return "\n".join(lines)
+
+
+def _runs(rows: Sequence[dict[str, Any]], name: str, budget: str) -> list[dict[str, Any]]:
+    """The rows of a table's line; I-JEPA's arithmetic is what the second gives all."""
+    if name in ("ijepa", "random_init", "raw_pixels"):
+        budget = "steps"
+    return [row for row in rows if row["objective"] == name and row["budget"] == budget]
 
 
 def _with_speeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,7 +130,8 @@ def tuning_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def figure(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
     """Accuracy against arithmetic: a point for each run, a line through an objective's means."""
-    drawing = Figure(figsize=(9.5, 4.4), layout="constrained")
+    drawing = Figure(figsize=(9.5, 4.8), layout="constrained")
+    labels: list[tuple[Axes, str, tuple[float, float]]] = []
     for axis, (field, title) in zip(
         drawing.subplots(1, 2), {"knn": "k-NN", "linear": "linear probe"}.items(), strict=True
     ):
@@ -136,7 +162,7 @@ def figure(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
             points = [(row["flops"] / 1e12, row[field]) for row in group]
             axis.scatter(*zip(*points, strict=True), s=10, color=color, alpha=0.4, linewidth=0)
             axis.plot(*zip(*means, strict=True), color=color, linewidth=1, marker="o", markersize=4)
-            axis.annotate(label, means[-1], fontsize=7, xytext=(4, 2), textcoords="offset points")
+            labels.append((axis, label, means[-1]))
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
@@ -144,4 +170,23 @@ def figure(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
         axis.set_xlabel("TFLOP of training")
         axis.set_ylabel(f"accuracy, {title}")
         axis.spines[["top", "right"]].set_visible(False)
+    patches = [Patch(color=color, label=school) for school, color in _COLOURS.items()]
+    drawing.legend(
+        handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False
+    )
+    drawing.draw_without_rendering()  # the places of all points are known only then
+    taken: list[Any] = []
+    for axis, label, point in sorted(labels, key=lambda each: each[2][1]):
+        place = axis.transData.transform(point)  # pixels
+        shift = 0
+        while any(abs(x - place[0]) < 55 and abs(y - place[1] - shift) < 10 for x, y in taken):
+            shift += 1
+        taken.append((place[0], place[1] + shift))
+        axis.annotate(
+            label,
+            point,
+            fontsize=7,
+            xytext=(5, shift * 72 / drawing.dpi),
+            textcoords="offset points",
+        )
     drawing.savefig(path, dpi=140)

@@ -10,7 +10,7 @@ from conftest import REPOSITORY, tiny_config
 from matplotlib.image import imread
 
 from benchmarks import schools, schools_run, schools_speed
-from benchmarks.schools_table import figure, tables, tuning_table
+from benchmarks.schools_table import figure, summary, tables, tuning_table
 from jepa_jax.config import resolve
 from jepa_jax.objectives.registry import OBJECTIVES
 
@@ -102,6 +102,9 @@ def test_the_tables_hold_means_and_the_lowest_and_highest_seed(tmp_path):
     expected = "| MAE | reconstruction | 1 | 0.300 | 0.300 | 0.300 | 12.0 | 0.25 | 468 | 6.0 |"
     assert f"{expected} 61 | 0.30 |" in second
     assert "| random initialisation | no training | 1 | 0.340 |" in first
+    short = summary(rows)
+    assert "| I-JEPA | prediction of features | 3 | 0.420 | 0.420 | 0.420 | 0.420 |" in short
+    assert "| MAE | reconstruction | 1 |  |  | 0.300 | 0.300 |" in short
     figure(rows, tmp_path / "figure.png")
     assert np.std(imread(tmp_path / "figure.png")) > 0.05
     tuned = [{"objective": "mae", "budget": "tuning", "lr": lr, "knn": lr} for lr in (0.1, 0.2)]
@@ -110,9 +113,9 @@ def test_the_tables_hold_means_and_the_lowest_and_highest_seed(tmp_path):
 
 def test_the_documented_tables_are_those_of_the_recorded_rows():
     results = REPOSITORY / "docs" / "results"
-    assert tables(schools.read_rows(results / "schools.jsonl")) in (
-        results / "schools.md"
-    ).read_text()
+    rows = schools.read_rows(results / "schools.jsonl")
+    assert tables(rows) in (results / "schools.md").read_text()
+    assert summary(rows) in (REPOSITORY / "README.md").read_text()
 
 
 def test_steps_take_turns_and_each_is_timed_by_itself(monkeypatch):
