@@ -34,6 +34,19 @@ from benchmarks.schools_run import (
 )
 from benchmarks.schools_table import figure, summary, tables, tuning_table
 
+# Large pages, and memory that is not given back after each step: a fifth faster (SimCLR 57 to 68
+# images per second on a core of an AMD EPYC), for some more memory.
+TUNABLES = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {
+        "hugetlb": 1,
+        "mmap_max": 0,
+        "arena_max": 1,
+        "trim_threshold": 8_000_000_000,
+        "top_pad": 300_000_000,
+    }.items()
+)
+
 
 def jobs_of(only: list[str], seeds: list[int], *, tune: bool) -> list[dict[str, Any]]:
     """The runs, in the order in which they are made: all objectives of a seed before the next."""
@@ -65,6 +78,9 @@ def run_all(
     jobs: list[dict[str, Any]], rows: pathlib.Path, out: pathlib.Path, cores: list[int]
 ) -> None:
     """Makes the runs that `rows` lacks, one at a time on each core."""
+    compiled = out / "compiled"  # one seed's programs are the next's
+    compiled.mkdir(mode=0o700, exist_ok=True)
+    defaults = {"GLIBC_TUNABLES": TUNABLES, "JAX_COMPILATION_CACHE_DIR": str(compiled)}
     waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     for job in missing(jobs, read_rows(rows)):
         waiting.put(job)
@@ -81,7 +97,9 @@ def run_all(
             worker += ["--rows", str(rows)]
             with (out / f"{name}.log").open("a") as log:
                 code = subprocess.run(
-                    [*worker, "--worker", json.dumps(job), "--cores", str(core)], stderr=log
+                    [*worker, "--worker", json.dumps(job), "--cores", str(core)],
+                    stderr=log,
+                    env=defaults | os.environ,
                 ).returncode
             if code:
                 failed.append(f"{name}: exit code {code}, see {out / name}.log")
@@ -168,18 +186,23 @@ def main() -> None:
     if arguments.worker:
         be_worker(json.loads(arguments.worker), rows, arguments.out, arguments.cores[0])
         return
+    if arguments.table and not rows.is_file():
+        parser.error(f"--rows {rows}: no such file, and so nothing to print")
     jobs = jobs_of(arguments.only, arguments.seeds, tune=arguments.tune)
     if not arguments.table:
         run_all(jobs, rows, arguments.out, arguments.cores)
     made = read_rows(rows)
-    if lacking := missing(jobs, made):
+    lacking = missing(jobs, made)
+    if lacking:
         names = ", ".join("-".join(map(str, job.values())) for job in lacking)
         print(f"without a row of today's settings: {names}", file=sys.stderr)
     if arguments.tune:
         print(tuning_table(made))
-        return
-    print(f"{summary(made)}\n\n{tables(made)}")
-    figure(made, rows.with_suffix(".png"))
+    else:
+        print(f"{summary(made)}\n\n{tables(made)}")
+        figure(made, rows.with_suffix(".png"))
+    if lacking and not arguments.table:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

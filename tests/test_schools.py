@@ -51,10 +51,12 @@ def test_every_objective_is_run_with_three_seeds_and_two_budgets_and_ijepa_once(
 def test_runs_that_have_a_row_are_not_made_again(tmp_path, monkeypatch):
     made = []
 
-    def run(command, **_):
+    def run(command, env, **_):
+        assert "hugetlb=1" in env["GLIBC_TUNABLES"]
         made.append(json.loads(command[command.index("--worker") + 1]))
         return subprocess.CompletedProcess(command, 0)
 
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(schools.subprocess, "run", run)
     jobs = schools.jobs_of(["ijepa", "mae"], [0], tune=False)
     rows = [job | {"config": schools_run.digest_of(job), "knn": 0.5} for job in jobs[:2]]
@@ -67,6 +69,15 @@ def test_runs_that_have_a_row_are_not_made_again(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.glob("mae-steps-0-*.log")} == {
         f"mae-steps-0-{schools_run.digest_of(jobs[1])}.log"
     }
+
+
+def test_without_rows_there_is_no_table(tmp_path, monkeypatch, capsys):
+    command = ["schools", "--table", "--out", str(tmp_path), "--rows", str(tmp_path / "no.jsonl")]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as ended:
+        schools.main()
+    assert ended.value.code == 2
+    assert "no.jsonl: no such file" in capsys.readouterr().err
 
 
 def test_of_a_run_that_was_made_again_the_last_row_counts(tmp_path):
