@@ -25,6 +25,7 @@ def small_config(**objective):
     config.objective.update(
         {
             "num_prototypes": K,
+            "epsilon": 0.05,
             "hidden_dim": 8,
             "output_dim": E,
             "queue_length": LENGTH,
