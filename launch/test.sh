@@ -33,8 +33,8 @@ done
 
 make_environment -r requirements.txt -e ".[test]" ${interop[@]+"${interop[@]}"}
 # Compilation, where the time goes, uses one core; a file's tests share what it compiled. The order of
-# the files is that of tests/conftest.py, and so is the number of workers.
-command=(.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"})
+# the files is that of tests/conftest.py.
+command=(.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"})
 if [ "$dry_run" = yes ]; then
   run "${command[@]}"
 else

@@ -64,14 +64,6 @@ from jepa_jax.objectives.registry import make_objective  # noqa: E402
 LONGEST = ("loop", "objectives", "processes", "kills", "alarms", "resume", "commands", "stalls")
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than cores, four at most: a fifth of the time a worker waits for other processes."""
-    del config
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(4, (cores or 1) + 1)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(item.path.name, len(first)))  # stable

@@ -78,7 +78,7 @@ def test_the_first_call_installs_and_the_second_does_not(checkout, machine, scri
     assert calls[-2].endswith("-r requirements.txt" + more)
     module = {
         "quickstart.sh": "jepa_jax.quickstart",
-        "test.sh": "pytest -n auto --dist loadfile --no-loadscope-reorder",
+        "test.sh": "pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder",
     }[script]
     assert calls[-1] == f"python -m {module} --x=a b"
     done, calls = call(checkout, machine, script)
