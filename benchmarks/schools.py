@@ -26,16 +26,15 @@ from typing import Any
 from benchmarks.schools_run import (
     CONTROLS,
     LEARNING_RATES,
-    STEPS,
     TRIED,
+    configs_of,
     digest_of,
     measure,
-    school_config,
 )
 from benchmarks.schools_table import figure, summary, tables, tuning_table
 
-# Large pages, and memory that is not given back after each step: a fifth faster (SimCLR 57 to 68
-# images per second on a core of an AMD EPYC), for some more memory.
+# Large pages, and memory that is not given back after each step: SimCLR 57 to 68 images per second
+# on a core of a shared AMD EPYC, in one run each; for some more memory.
 TUNABLES = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in {
@@ -123,11 +122,7 @@ def be_worker(job: dict[str, Any], rows: pathlib.Path, out: pathlib.Path, core: 
     if job["budget"] == "speed":
         from benchmarks.schools_speed import speeds
 
-        configs = {
-            name: school_config(name, steps=STEPS, seed=0, lr=lr)
-            for name, lr in LEARNING_RATES.items()
-        }
-        made = speeds(configs)
+        made = speeds(configs_of(job))
     else:
         made = [measure(job, out / "runs" / name_of(job))]
     with rows.open("a") as file:
@@ -143,11 +138,10 @@ def name_of(job: dict[str, Any]) -> str:
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """What was measured; of a run that was made again, the last."""
     lines = path.read_text().splitlines() if path.exists() else []
-    of_runs = ("objective", "budget", "seed")
 
     def run_of(row: dict[str, Any]) -> tuple[Any, ...]:
         tried = row["lr"] if row["budget"] == "tuning" else None
-        return (*(row.get(field) for field in of_runs), tried)
+        return row["objective"], row["budget"], row.get("seed"), tried
 
     return list({run_of(row): row for row in map(json.loads, lines)}.values())
 

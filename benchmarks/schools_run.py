@@ -74,17 +74,22 @@ def config_of(job: dict[str, Any]) -> Any:
     return school_config(name, steps=steps, seed=job["seed"], lr=lr)
 
 
+def configs_of(job: dict[str, Any]) -> dict[str, Any]:
+    """What a job trains, by objective: one run, or the steps whose speed is measured."""
+    if job["budget"] != "speed":
+        return {job["objective"]: config_of(job)}
+    runs = [{"objective": name, "budget": "steps", "seed": 0} for name in LEARNING_RATES]
+    return {run["objective"]: config_of(run) for run in runs}
+
+
 def digest_of(job: dict[str, Any]) -> str:
-    """Of all settings of a run, or of the runs whose speed is measured.
+    """Of all settings of a job.
 
     A row holds it: one that was made with other settings is not the run that is asked for.
     """
     from jepa_jax.config import to_dict
 
-    jobs = [job]
-    if job["budget"] == "speed":
-        jobs = [{"objective": name, "budget": "steps", "seed": 0} for name in LEARNING_RATES]
-    text = json.dumps([to_dict(config_of(each)) for each in jobs], sort_keys=True)
+    text = json.dumps([to_dict(config) for config in configs_of(job).values()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

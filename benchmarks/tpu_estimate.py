@@ -63,8 +63,12 @@ def compiled(
             sys.exit(done.returncode)  # it has said why
         told = json.loads(done.stdout.splitlines()[-1])
         text = program.read_text() if program.exists() else ""
+    operations = estimates(text)
+    if text and not operations:
+        print(f"error: {title}: the compiled program holds no estimates", file=sys.stderr)
+        sys.exit(2)
     sent = sum(kind["sent_bytes"] for kind in by_kind(collectives(text)).values())
-    return Case(title, told, estimates(text), sent)
+    return Case(title, told, operations, sent)
 
 
 def cells(case: Case) -> dict[str, str]:

@@ -5,6 +5,8 @@ tests/data/tpu_estimates.txt is a part of ViT-B/16's for v5e:4x4: two of its loo
 """
 
 import json
+import pathlib
+import subprocess
 
 import pytest
 from conftest import REPOSITORY, load_config_file
@@ -108,6 +110,18 @@ def test_bad_arguments_get_one_line(monkeypatch, capsys):
     assert error.count("\n") == 1
     error = run_main(tpu_estimate, monkeypatch, capsys, *command, "--confg.a=1")
     assert "unrecognized argument: --confg.a=1" in error
+
+
+def test_a_program_that_holds_no_estimates_is_said(monkeypatch, capsys):
+    def run(command, **_):
+        pathlib.Path(json.loads(command[2])["program"]).write_text("ENTRY %main () -> f32[] {\n}\n")
+        return subprocess.CompletedProcess(command, 0, '{"chip": "v5e"}\n')
+
+    monkeypatch.setattr(tpu_estimate.subprocess, "run", run)
+    with pytest.raises(SystemExit) as ended:
+        tpu_estimate.compiled("b16", "b16.py", [], "v5e:2x2", REPOSITORY)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: b16: the compiled program holds no estimates\n"
 
 
 @pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="not a clone")
