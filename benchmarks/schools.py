@@ -20,7 +20,7 @@ import queue
 import re
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.schools_run import (
@@ -80,36 +80,25 @@ def run_all(
     compiled = out / "compiled"  # one seed's programs are the next's
     compiled.mkdir(mode=0o700, exist_ok=True)
     defaults = {"GLIBC_TUNABLES": TUNABLES, "JAX_COMPILATION_CACHE_DIR": str(compiled)}
-    waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    for job in missing(jobs, read_rows(rows)):
-        waiting.put(job)
-    failed: list[str] = []
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in cores:
+        free.put(core)
 
-    def work(core: int) -> None:
-        while True:
-            try:
-                job = waiting.get_nowait()
-            except queue.Empty:
-                return
-            name = name_of(job)
-            worker = [sys.executable, "-m", "benchmarks.schools", "--out", str(out)]
-            worker += ["--rows", str(rows)]
-            with (out / f"{name}.log").open("a") as log:
-                code = subprocess.run(
-                    [*worker, "--worker", json.dumps(job), "--cores", str(core)],
-                    stderr=log,
-                    env=defaults | os.environ,
-                ).returncode
-            if code:
-                failed.append(f"{name}: exit code {code}, see {out / name}.log")
+    def work(job: dict[str, Any]) -> str | None:
+        name = name_of(job)
+        core = free.get()
+        worker = [sys.executable, "-m", "benchmarks.schools", "--out", str(out)]
+        worker += ["--rows", str(rows), "--worker", json.dumps(job), "--cores", str(core)]
+        with (out / f"{name}.log").open("a") as log:
+            code = subprocess.run(worker, stderr=log, env=defaults | os.environ).returncode
+        free.put(core)
+        return f"{name}: exit code {code}, see {out / name}.log" if code else None
 
-    threads = [threading.Thread(target=work, args=(core,)) for core in cores]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for line in failed:
-        print(line, file=sys.stderr)
+    with ThreadPoolExecutor(len(cores)) as pool:
+        # After Ctrl-C no further run is begun: map cancels them.
+        for failure in pool.map(work, missing(jobs, read_rows(rows))):
+            if failure:
+                print(failure, file=sys.stderr)
 
 
 def be_worker(job: dict[str, Any], rows: pathlib.Path, out: pathlib.Path, core: int) -> None:

@@ -1,5 +1,6 @@
 import copy
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -440,3 +441,15 @@ def test_an_objective_is_told_by_its_name(tiny, objective, says):
     with pytest.raises(UserError) as error:
         resolve(tiny.to_dict() | {"objective": objective})
     assert str(error.value).startswith(says)
+
+
+def test_threads_may_read_files_of_one_folder_at_once(tmp_path):
+    (tmp_path / "base.py").write_text(
+        "import ml_collections\n\n\ndef get_config():\n"
+        "    return ml_collections.ConfigDict({'epochs': 3})\n"
+    )
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time\n\ntime.sleep(0.05)\nfrom .base import get_config\n")
+    with ThreadPoolExecutor(3) as pool:
+        loaded = list(pool.map(lambda _: load_config(str(slow), []), range(3)))
+    assert loaded == [{"epochs": 3}] * 3

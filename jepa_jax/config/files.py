@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import pathlib
 import sys
+import threading
 import traceback
 import types
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,9 @@ from typing import Any
 from jepa_jax.config.derived import REPLACES
 from jepa_jax.config.schema import Text
 from jepa_jax.errors import UserError
+
+# Config files are imported under names in `sys.modules`, which all threads share.
+_IMPORTING = threading.RLock()  # of one thread again and again: a config file may read another
 
 
 def configs_folder() -> pathlib.Path:
@@ -44,7 +48,7 @@ def load_config(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"--config {path}: no such file")
     try:
-        with _neighbours(file.resolve().parent) as package:
+        with _IMPORTING, _neighbours(file.resolve().parent) as package:
             config = _run(file, package).get_config().to_dict()
     except UserError:
         raise
