@@ -16,14 +16,16 @@ from jepa_jax.config import resolve
 from jepa_jax.config.files import load_config
 from jepa_jax.errors import UserError
 from jepa_jax.objectives.registry import make_objective
-from jepa_jax.planning.needs import topology_devices
+from jepa_jax.planning import needs
 from jepa_jax.training.setup import set_up
 
 
 def compile_step(told: dict[str, Any]) -> dict[str, Any]:
     """`told`: config, overrides, topology, program (a path)."""
     config = resolve(load_config(told["config"], told["overrides"]))
-    devices, chip = topology_devices(told["topology"])
+    devices, chip = needs.topology_devices(told["topology"])
+    if hasattr(needs, "as_on_tpu"):  # before 2026-12 nothing depended on it
+        config = needs.as_on_tpu(config)
     objective = make_objective(config)
     setup = set_up(config, objective, steps_per_epoch=1000, devices=devices)
     shapes = max(

@@ -18,13 +18,13 @@ FLOAT = 4  # bytes
 SMALL = 16 * FLOAT * 64  # what scalars (loss, norms) may take beside the formulas
 
 
-def compile_step(mesh_shape, scan_layers):
+def compile_step(mesh_shape, scan_layers, attention="xla"):
     """Text and memory of the compiled step, and the state's shapes."""
     config = load_config_file("fashion_mnist")
     config.batch_size = B
     config.data.image_size = (16, 16)
     config.model.update({"embed_dim": D, "depth": DEPTH, "num_heads": 8})
-    config.compute.scan_layers = scan_layers
+    config.compute.update({"scan_layers": scan_layers, "attention": attention})
     config.objective.predictor.update(
         {"embed_dim": PREDICTOR_D, "depth": PREDICTOR_DEPTH, "num_heads": 8}
     )
@@ -63,9 +63,13 @@ def data_parallel():
     return compile_step((8, 1, 1), scan_layers=False)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["scan", "unrolled"])
+@pytest.fixture(
+    scope="module",
+    params=[(True, "xla"), (False, "xla"), (True, "pallas")],
+    ids=["scan", "unrolled", "kernel"],
+)
 def fsdp(request):
-    return compile_step((1, 8, 1), scan_layers=request.param)
+    return compile_step((1, 8, 1), *request.param)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from conftest import REPOSITORY, load_config_file
 
 from benchmarks import tpu_compile, tpu_estimate
 from jepa_jax.config import resolve
-from jepa_jax.planning import needs
+from jepa_jax.planning import kernels, needs
 from jepa_jax.planning.chips import CHIPS
 from jepa_jax.planning.estimate import GROUPS, by_group, estimates, seconds
 
@@ -151,3 +151,34 @@ def test_a_plan_shows_the_estimate_beside_its_lower_bounds(monkeypatch):
     assert needs.table(plain) == "\n".join(
         line for line in text.splitlines() if "by the compiler's estimate" not in line
     )
+
+
+# As libtpu 0.0.42.1 writes it, without the kernel itself.
+CALL = (
+    "  %f.1 = bf16[128,72,768]{2,1,0:T(8,128)(2,1)} custom-call(%copy, %copy.1),"
+    ' custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[128,72,768]{2,1,0},'
+    " bf16[128,196,1536]{2,1,0}}, frontend_attributes={kernel_metadata={}},"
+    ' metadata={op_name="jit(train_step)/while/body/closed_call/Block/attention/shard_map/cond/'
+    'branch_0_fun/attention_forward_12_heads/pallas_call" stack_frame_id=6}, backend_config={}'
+)
+
+
+def test_kernels_count_their_bundles_for_each_example_in_each_round(monkeypatch):
+    kernel = kernels.Kernel("forward", 12, "bfloat16", ((128, 72, 768), (128, 196, 1536)))
+    asked = []
+
+    def compiled(found, topology):
+        asked.append((found, topology))
+        return {kernel: 1234}
+
+    monkeypatch.setattr(kernels, "_compiled", compiled)
+    lines = PROGRAM.splitlines()
+    place = next(i for i, line in enumerate(lines) if "closed_call/Block/attention" in line)
+    program = "\n".join([*lines[:place], CALL, *lines[place:]])
+    (found,) = kernels.kernel_estimates(program, "v5e")
+    assert asked == [([kernel], "v5e:2x2")]
+    assert (found.cycles, found.times, found.group) == (1234 * 128, 12, "attention")
+    assert kernels.kernel_estimates(PROGRAM, "v5e") == []
+    assert len(asked) == 1  # nothing to compile
+    # It can't see into them by itself.
+    assert estimates(program) == estimates(PROGRAM)

@@ -51,8 +51,9 @@ class ComputeConfig:
     # What the backward pass recomputes: nothing, all but matrix products, everything in a block.
     remat: Literal["none", "dots", "full"] = "none"
     scan_layers: bool = True  # one compiled block in a loop (fast compile); False: unrolled
-    # "auto": cuDNN's fused attention where it works, on GPUs in bfloat16; XLA's elsewhere.
-    attention: Literal["auto", "xla"] = "auto"
+    # "auto": a fused one where it works, in bfloat16: cuDNN's on GPUs, on TPUs a kernel of ours,
+    # "pallas"; elsewhere "xla".
+    attention: Literal["auto", "xla", "pallas"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,35 +2,41 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
+
+from jepa_jax.models import pallas_attention
 
 log = logging.getLogger(__name__)
 
-Implementation = Literal["xla", "cudnn"]  # of `jax.nn.dot_product_attention`
+# "xla", "cudnn": of `jax.nn.dot_product_attention`; "pallas": models/pallas_attention.py.
+Implementation = Literal["xla", "cudnn", "pallas"]
 
 
 def choose_attention(asked: str, dtype: Any, head_dim: int) -> Implementation:
     """The implementation of attention that runs.
 
-    cuDNN's fused attention never writes the scores to memory. It exists for half precision on
-    NVIDIA GPUs, for head dimensions that are multiples of 8 up to 128. Whether this machine's
-    cuDNN has it is found out by compiling a small example. On TPUs XLA's own is as good at a few
-    hundred tokens, and on CPUs there is no other.
+    Fused attention never writes the scores to memory. cuDNN's exists for half precision on NVIDIA
+    GPUs, for head dimensions that are multiples of 8 up to 128; that of models/pallas_attention.py
+    for TPUs, where we use it in bfloat16. Whether it works on this machine is found out by a small
+    example. On CPUs there is XLA's alone.
 
     Args:
-      asked: "xla", or "auto" for cuDNN's wherever it works.
+      asked: "xla", "pallas", or "auto" for a fused one wherever it works.
     """
-    possible = (
-        asked == "auto"
-        and jax.default_backend() == "gpu"
-        and jnp.dtype(dtype) == jnp.bfloat16
-        and head_dim % 8 == 0
-        and head_dim <= 128
-    )
-    return "cudnn" if possible and cudnn_works(head_dim) else "xla"
+    if asked == "pallas":
+        return "pallas"
+    if asked == "auto" and jnp.dtype(dtype) == jnp.bfloat16:
+        backend = jax.default_backend()
+        if backend == "gpu" and head_dim % 8 == 0 and head_dim <= 128 and cudnn_works(head_dim):
+            return "cudnn"
+        if backend == "tpu" and pallas_works(head_dim):
+            return "pallas"
+    return "xla"
 
 
 @functools.cache
@@ -45,5 +51,47 @@ def cudnn_works(head_dim: int) -> bool:
         jax.jit(jax.grad(attend)).lower(example).compile()
     except Exception as error:  # of many kinds, from JAX, XLA or cuDNN; all mean the same
         log.warning("attention: no cuDNN for head dimension %d, so XLA's: %s", head_dim, error)
+        return False
+    return True
+
+
+@functools.cache
+def pallas_works(head_dim: int) -> bool:
+    """Whether the TPU kernel compiles here, and gives what XLA's attention gives, gradients too."""
+    heads = 8
+
+    def fused(qkv: Array) -> Array:
+        return pallas_attention.attend((qkv.reshape(*qkv.shape[:2], -1),), heads)
+
+    def by_xla(qkv: Array) -> Array:
+        y = jax.nn.dot_product_attention(*(qkv[:, :, part] for part in range(3)))
+        return y.reshape(*y.shape[:2], -1)
+
+    def run(attend: Callable[[Array], Array]) -> tuple[Array, Array]:
+        def loss(qkv: Array) -> tuple[Array, Array]:
+            y = attend(qkv)
+            return (y * weights).astype(jnp.float32).sum(), y
+
+        return jax.jit(jax.grad(loss, has_aux=True))(qkv)
+
+    try:
+        draw = functools.partial(jax.random.normal, dtype=jnp.bfloat16)
+        qkv = draw(jax.random.key(0), (2, 50, 3, heads, head_dim))
+        weights = draw(jax.random.key(1), (2, 50, heads * head_dim))
+        ours, others = run(fused), run(by_xla)
+        off = max(
+            float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max())
+            for a, b in zip(ours, others, strict=True)
+        )
+    except Exception as error:  # of many kinds, from JAX, Mosaic or XLA; all mean the same
+        log.warning("attention: no TPU kernel for head dimension %d, so XLA's: %s", head_dim, error)
+        return False
+    if not off < 0.03:  # bfloat16 rounds to 0.004 of a number
+        log.warning(
+            "attention: the TPU kernel for head dimension %d is off by %.2g of the largest value; "
+            "XLA's runs instead. Please report this, with your TPU's type",
+            head_dim,
+            off,
+        )
         return False
     return True

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import PartitionSpec
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from jepa_jax.models import pallas_attention
 from jepa_jax.models.attention import Implementation
+from jepa_jax.models.layout import shard
 
 # Of all kernels, as published. The published normal is cut at an absolute +-2, which is 100
 # standard deviations: no draw is ever cut.
@@ -22,24 +24,12 @@ LAYER_NORM_EPS = 1e-6
 Select = Callable[[Array], Array]
 
 _REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attention"),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-# Examples are sharded over these axes of the mesh, in every array of activations.
-BATCH_AXES = ("data", "fsdp")
-
-
-def shard(x: Array, *axes: Any) -> Array:
-    """Tells the compiler over which axes of the mesh the dimensions of an activation are sharded.
-
-    Without a mesh it does nothing. Left to itself, the compiler may choose to keep a layer's
-    parameters sharded and to move activations instead, which are far larger.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *axes))
 
 
 def layer_norm(dtype: Any, epsilon: float, name: str) -> nn.LayerNorm:
@@ -54,8 +44,9 @@ def gelu(x: Array) -> Array:
     Its derivative is written out, so that one array is kept for the backward pass, and not each
     of the formula's intermediate values.
     """
-    x32 = x.astype(jnp.float32)
-    return (x32 * _normal_cdf(x32)).astype(x.dtype)
+    # Where there is no backward pass, XLA would fuse it into the product that follows, which on a
+    # TPU computes it again for each tile of its output.
+    return jax.lax.optimization_barrier(_gelu(x.astype(jnp.float32)).astype(x.dtype))
 
 
 @gelu.defjvp
@@ -63,7 +54,11 @@ def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     (x,), (dx,) = primals, tangents
     x32 = x.astype(jnp.float32)
     slope = _normal_cdf(x32) + x32 * jnp.exp(-0.5 * x32**2) * (2 * np.pi) ** -0.5
-    return gelu(x), slope.astype(x.dtype) * dx
+    return _gelu(x32).astype(x.dtype), slope.astype(x.dtype) * dx
+
+
+def _gelu(x: Array) -> Array:
+    return x * _normal_cdf(x)
 
 
 def _normal_cdf(x: Array) -> Array:
@@ -73,7 +68,8 @@ def _normal_cdf(x: Array) -> Array:
 class QKV(nn.Module):
     """The queries, keys and values of attention, from one stacked kernel.
 
-    Queries may be wanted of some tokens only, so that what `nn.DenseGeneral` does is written out.
+    All of them in one array; or, where queries are wanted of some tokens only, queries in one, keys
+    and values in another. What `nn.DenseGeneral` does is written out for that.
     """
 
     num_heads: int
@@ -82,26 +78,25 @@ class QKV(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], select: Select | None
-    ) -> tuple[
-        Float[Array, "B Q heads d"], Float[Array, "B N heads d"], Float[Array, "B N heads d"]
-    ]:
+        self, x: Float[Array, "B N D"], select: Select | None, *, flat: bool
+    ) -> tuple[Array, ...]:
+        """Arrays [B, n, parts, heads, d]; `flat`: [B, n, parts * heads * d]."""
         dim = x.shape[-1]
         shape = (3, self.num_heads, dim // self.num_heads)
         kernel = self.param("kernel", nn.initializers.normal(self.init_std), (dim, *shape))
         bias = self.param("bias", nn.initializers.zeros, shape)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
 
-        def project(x: Array, parts: slice) -> list[Array]:
+        def project(x: Array, parts: slice) -> Array:
+            if flat:
+                y = x @ kernel[:, parts].reshape(dim, -1)
+                return shard(y + bias[parts].reshape(1, 1, -1))
             y = jnp.einsum("bnd,dphk->bnphk", x, kernel[:, parts]) + bias[None, None, parts]
-            y = shard(y, None, None, "tensor")  # [B, n, parts, heads, head_dim]
-            return [y[:, :, part] for part in range(y.shape[2])]
+            return shard(y, None, None, "tensor")
 
         if select is None:
-            query, key, value = project(x, slice(3))
-        else:
-            (query,), (key, value) = project(select(x), slice(1)), project(x, slice(1, 3))
-        return query, key, value
+            return (project(x, slice(3)),)
+        return project(select(x), slice(1)), project(x, slice(1, 3))
 
 
 class Attention(nn.Module):
@@ -114,10 +109,15 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], select: Select | None) -> Float[Array, "B Q D"]:
-        query, key, value = QKV(self.num_heads, self.dtype, self.init_std, name="qkv")(x, select)
-        y = jax.nn.dot_product_attention(  # softmax in float32
-            query, key, value, implementation=self.attention
-        )
+        project = QKV(self.num_heads, self.dtype, self.init_std, name="qkv")
+        if self.attention == "pallas" and pallas_attention.runs_here(x):
+            y = pallas_attention.attend_sharded(project(x, select, flat=True), self.num_heads)
+        else:
+            parts = [y[:, :, i] for y in project(x, select, flat=False) for i in range(y.shape[2])]
+            y = jax.nn.dot_product_attention(  # softmax in float32
+                *parts, implementation="cudnn" if self.attention == "cudnn" else "xla"
+            )
+        y = checkpoint_name(y.reshape(*y.shape[:2], self.num_heads, -1), "attention")
         return nn.DenseGeneral(
             x.shape[-1],
             axis=(-2, -1),

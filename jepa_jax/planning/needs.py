@@ -5,6 +5,7 @@ devices or, with the TPU's own compiler, for a TPU topology. See `python -m jepa
 """
 
 import collections
+import dataclasses
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from jepa_jax.objectives.registry import make_objective
 from jepa_jax.planning.chips import CHIPS
 from jepa_jax.planning.collectives import by_kind, collectives
 from jepa_jax.planning.estimate import estimates, seconds
+from jepa_jax.planning.kernels import kernel_estimates
 from jepa_jax.training.setup import set_up
 
 
@@ -69,6 +71,14 @@ def topology_devices(topology: str) -> tuple[Sequence[Any], str]:
     return devices, chips[kind]
 
 
+def as_on_tpu(config: Config) -> Config:
+    """With the attention that a TPU would choose, which isn't there to be asked."""
+    compute = config.compute
+    if compute.attention != "auto" or compute.dtype != "bfloat16":
+        return config
+    return dataclasses.replace(config, compute=dataclasses.replace(compute, attention="pallas"))
+
+
 def plan(
     config: Config,
     devices: Sequence[Any],
@@ -97,6 +107,8 @@ def plan(
         raise UserError(f"--chip {chip}: must be one of {', '.join(CHIPS)}")
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(f"--mfu {mfu}: must be above 0 and at most 1")
+    if devices[0].platform == "tpu":
+        config = as_on_tpu(config)
     objective = make_objective(config)
     if num_images < config.batch_size:
         raise UserError(
@@ -135,6 +147,7 @@ def plan(
         "memory_per_device": memory | {"fits": memory["peak"] <= CHIPS[chip].memory},
     }
     if (clock := CHIPS[chip].clock) and (found := estimates(program)):
+        found += kernel_estimates(program, chip)
         result |= {"step_seconds_estimated_by_compiler": seconds(found, clock)}
     sent = sum((kind["sent_bytes"] for kind in moved.values()), 0.0)
     return result | _times(result, sent, mfu)

@@ -158,7 +158,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with the mesh known while it is traced: see `models.transformer.shard`."""
+    """The function, with the mesh known while it is traced: see `models.layout.shard`."""
 
     @functools.wraps(function)
     def traced(*args: Any) -> Any:
