@@ -4,6 +4,7 @@ Importing TensorFlow, JAX and scikit-learn takes longer than most commands that 
 nothing has started when it forks, so that a command still chooses its devices.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -46,4 +47,6 @@ if __name__ == "__main__":
     sys.path[0] = os.getcwd()  # as `python -m` has it
     for command in COMMANDS:
         importlib.import_module(f"jepa_jax.{command}")
+    gc.freeze()  # as in conftest.py
+    gc.set_threshold(100_000, 20, 20)
     become(**serve())

@@ -19,6 +19,7 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"  # importing Keras takes seconds, and no
 os.environ |= {"TF_ENABLE_ONEDNN_OPTS": "0", "TF_CPP_MIN_LOG_LEVEL": "2"}  # as jepa_jax.data does
 
 import functools
+import gc
 import json
 import logging
 import pathlib
@@ -40,12 +41,18 @@ from jax.sharding import AxisType
 from jaxlib.version import __version__ as jaxlib_version
 from jaxtyping import install_import_hook
 
-# The older code generator, a third of the time; a compiler that does not know the flag dies of it.
+# The older code generator, a third of the time, and each program in one piece, since the cores are
+# taken; a compiler that does not know the flags dies of them.
 QUICK_COMPILER = ""
 if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and jaxlib_version.startswith("0.10."):
     QUICK_COMPILER = " --xla_cpu_use_fusion_emitters=false"
+    QUICK_COMPILER += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] += QUICK_COMPILER
 jax.config.update("jax_numpy_rank_promotion", "raise")  # [N, D] + [D] must be written out
+
+# A twentieth of the time: tracing makes many objects, and those of the libraries above stay.
+gc.freeze()
+gc.set_threshold(100_000, 20, 20)
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 

@@ -128,6 +128,8 @@ def test_the_command_starts_from_a_path_and_resumes_without_it(small, tmp_path):
         "--config.model.embed_dim=16",
         "--config.model.depth=2",
         "--config.objective.masks.context_tokens=4",
+        "--config.objective.masks.target_scale=(0.25,0.25)",  # one step to compile
+        "--config.objective.masks.target_aspect_ratio=(1.0,1.0)",
         "--config.logging.knn_every_steps=None",
     ]
     workdir = f"--workdir={tmp_path / 'run'}"
