@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import stream_of
+from conftest import stream_of, tiny_config
 from PIL import Image
 
 from jepa_jax.config import resolve
@@ -87,12 +88,13 @@ def test_case_06_13_14_50_a_run_cut_anywhere_ends_bitwise_as_one_in_one_go(
     assert result["step"] == LAST_STEP
     assert np.isfinite(result["loss"])
 
-    taken = 0
+    taken, first = 0, None
     for stop in stops:
         with pytest.raises(PreemptedError, match=f"after step {stop}") as _stopped:
             start(config, cut, source, stop_after=stop - taken)
         assert not threads_at_work()  # although the error's traceback still holds the loop
         assert checkpoint.latest_step(cut) == stop
+        first = first or final_state(config, cut)
         taken = stop
     resumed = start(config, cut, source)
     assert resumed == result
@@ -103,31 +105,39 @@ def test_case_06_13_14_50_a_run_cut_anywhere_ends_bitwise_as_one_in_one_go(
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
     assert rows(whole) == rows(cut)
-
-
-def test_a_run_changes_parameters_target_and_moments(tiny, tmp_path, source):
-    """Guards the test above: states that never change are equal too."""
-    config = short_run(tiny)
-    with pytest.raises(PreemptedError):
-        start(config, tmp_path, source, stop_after=1)
-    first = final_state(config, tmp_path)
-    start(config, tmp_path, source)
-    for a, b in zip(*map(jax.tree.leaves, (first, final_state(config, tmp_path))), strict=True):
+    # States that never change would be equal too: parameters, target and moments.
+    for a, b in zip(*map(jax.tree.leaves, (first, states[1])), strict=True):
         assert not np.array_equal(a, b)
 
 
-def test_case_14_a_finished_run_is_left_as_it_is(tiny, tmp_path, source):
-    config = short_run(tiny)
-    start(config, tmp_path, source)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    assert start(config, tmp_path, source) == {"step": LAST_STEP, "loss": None}
-    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, source):
+    """A run that is at its end; its configuration and folder."""
+    config = short_run(tiny_config(), every_steps=3, keep_last=2, keep_every_steps=6)
+    workdir = tmp_path_factory.mktemp("finished")
+    start(config, workdir, source)
+    return config, workdir
 
 
-def test_checkpoints_are_kept_by_the_rules(tiny, tmp_path, source):
-    config = short_run(tiny, every_steps=3, keep_last=2, keep_every_steps=6)
-    start(config, tmp_path, source)
-    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, source):
+    """The folder of a run that was stopped after its first step."""
+    workdir = tmp_path_factory.mktemp("begun")
+    with pytest.raises(PreemptedError):
+        start(short_run(tiny_config()), workdir, source, stop_after=1)
+    return workdir
+
+
+def test_case_14_a_finished_run_is_left_as_it_is(finished, source):
+    config, workdir = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    assert start(config, workdir, source) == {"step": LAST_STEP, "loss": None}
+    assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+
+
+def test_checkpoints_are_kept_by_the_rules(finished):
+    _, workdir = finished
+    kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
     assert kept == {6, 12, 18, 20}
 
 
@@ -211,30 +221,28 @@ def test_case_45_gradients_that_are_not_finite_in_a_row_stop_the_run_at_the_last
     ("section", "field", "value"),
     [("model", "depth", 3), ("objective.masks", "context_tokens", 5), (None, "seed", 1)],
 )
-def test_a_workdir_of_another_run_is_refused(tiny, tmp_path, source, section, field, value):
-    config = short_run(tiny)
-    with pytest.raises(PreemptedError):
-        start(config, tmp_path, source, stop_after=1)
+def test_a_workdir_of_another_run_is_refused(tiny, begun, source, section, field, value):
+    short_run(tiny)
     node = tiny
     for name in section.split(".") if section else ():
         node = node[name]
     node[field] = value
     name = f"{section}.{field}" if section else field
     with pytest.raises(UserError, match=rf"config\.{name} = {value}: .* another --workdir"):
-        start(resolve(tiny), tmp_path, source)
+        start(resolve(tiny), begun, source)
 
 
-def test_another_learning_rate_is_accepted_and_said(tiny, tmp_path, source, caplog):
-    with pytest.raises(PreemptedError):
-        start(short_run(tiny), tmp_path, source, stop_after=1)
+def test_another_learning_rate_is_accepted_and_said(tiny, begun, tmp_path, source, caplog):
+    shutil.copytree(begun, tmp_path / "run")
+    short_run(tiny)
     tiny.optimizer.lr = 5e-4
-    start(resolve(tiny), tmp_path, source)
+    start(resolve(tiny), tmp_path / "run", source)
     assert "config.optimizer.lr was 0.001 and is 0.0005 from here on" in caplog.text
 
 
-def test_diagnostics_and_probes_are_written_when_due(tiny, tmp_path, source):
-    start(short_run(tiny), tmp_path, source)
-    written = rows(tmp_path)
+def test_diagnostics_and_probes_are_written_when_due(finished):
+    _, workdir = finished
+    written = rows(workdir)
     assert [row["step"] for row in written if "effective_rank" in row] == [4, 8, 12, 16, 20]
     probed = [row.keys() - {"step"} for row in written if "knn_accuracy" in row]
     assert probed == [  # in one row what is due at once
@@ -243,7 +251,7 @@ def test_diagnostics_and_probes_are_written_when_due(tiny, tmp_path, source):
     ]
     names = {"loss", "lr", "weight_decay", "momentum", "gradient_norm", "parameter_norm"}
     assert all(names <= row.keys() for row in written if "knn_accuracy" not in row)
-    assert list(tmp_path.glob("tensorboard/events*"))
+    assert list(workdir.glob("tensorboard/events*"))
 
 
 def test_too_many_bad_images_stop_a_run_that_is_saved_and_goes_on_once_they_are_borne(

@@ -117,7 +117,7 @@ class Attention(nn.Module):
             y = jax.nn.dot_product_attention(  # softmax in float32
                 *parts, implementation="cudnn" if self.attention == "cudnn" else "xla"
             )
-        y = checkpoint_name(y.reshape(*y.shape[:2], self.num_heads, -1), "attention")
+        y = checkpoint_name(y, "attention").reshape(*y.shape[:2], self.num_heads, -1)
         return nn.DenseGeneral(
             x.shape[-1],
             axis=(-2, -1),
