@@ -163,7 +163,7 @@ CALL = (
 )
 
 
-def test_kernels_count_their_bundles_for_each_example_in_each_round(monkeypatch):
+def test_kernels_count_their_bundles_for_each_example_in_each_round(monkeypatch, caplog):
     kernel = kernels.Kernel("forward", 12, "bfloat16", ((128, 72, 768), (128, 196, 1536)))
     asked = []
 
@@ -180,5 +180,9 @@ def test_kernels_count_their_bundles_for_each_example_in_each_round(monkeypatch)
     assert (found.cycles, found.times, found.group) == (1234 * 128, 12, "attention")
     assert kernels.kernel_estimates(PROGRAM, "v5e") == []
     assert len(asked) == 1  # nothing to compile
+    assert not caplog.records
+    monkeypatch.setattr(kernels, "_compiled", lambda found, topology: {})
+    assert kernels.kernel_estimates(program, "v5e") == []
+    assert "1 of 1 kernels of attention" in caplog.text
     # It can't see into them by itself.
     assert estimates(program) == estimates(PROGRAM)

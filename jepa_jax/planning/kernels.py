@@ -7,6 +7,7 @@ document: compiled alone, in a process of its own.
 """
 
 import json
+import logging
 import os
 import pathlib
 import re
@@ -17,6 +18,8 @@ from typing import NamedTuple
 
 from jepa_jax.planning.estimate import Estimate
 from jepa_jax.planning.program import operations, source
+
+log = logging.getLogger(__name__)
 
 _CALL = ' custom_call_target="tpu_custom_call"'
 _NAME = re.compile(r"(attention_(forward|backward)_(\d+)_heads)/")
@@ -55,7 +58,8 @@ def kernel_of(line: str) -> Kernel | None:
 def kernel_estimates(program: str, chip: str) -> list[Estimate]:
     """The kernels of a program that was compiled for a TPU, as `planning.estimate` has them.
 
-    Empty without kernels; also where libtpu does not say how many bundles they have.
+    Empty without kernels. Those of which libtpu does not say how many bundles they have are left
+    out, with a warning.
     """
     calls = [
         (kernel, times, source(line))
@@ -64,7 +68,15 @@ def kernel_estimates(program: str, chip: str) -> list[Estimate]:
     ]
     if not calls:
         return []
-    bundles = _compiled(sorted({kernel for kernel, _, _ in calls}), _TOPOLOGY[chip])
+    asked = sorted({kernel for kernel, _, _ in calls})
+    bundles = _compiled(asked, _TOPOLOGY[chip])
+    if len(bundles) < len(asked):
+        log.warning(
+            "warning: libtpu did not say how long %d of %d kernels of attention take: "
+            "their time is missing in the estimates",
+            len(asked) - len(bundles),
+            len(asked),
+        )
     return [
         Estimate(bundles[kernel] * kernel.shapes[0][0], times, "kernel", "", where)
         for kernel, times, where in calls
@@ -117,5 +129,5 @@ def _compile(topology: str, kernels: list[Kernel]) -> None:
 
 
 if __name__ == "__main__":
-    asked, told = json.loads(sys.argv[1])
-    _compile(asked, [Kernel(*kernel) for kernel in told])
+    topology, told = json.loads(sys.argv[1])
+    _compile(topology, [Kernel(*kernel) for kernel in told])
