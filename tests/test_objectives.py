@@ -67,7 +67,8 @@ def small(name, changes=None, **optimizer):
     if name == "ijepa":
         config.objective.masks.target_aspect_ratio = (1.0, 1.0)
     # Adam's first steps divide gradients by their own size; a large eps keeps rounding small.
-    config.optimizer.update({"eps": 1e-2, "lr": 1e-3, "warmup_epochs": 0.5, **optimizer})
+    lr = 5e-4 if name == "msn" else 1e-3  # so does a smaller update
+    config.optimizer.update({"eps": 1e-2, "lr": lr, "warmup_epochs": 0.5, **optimizer})
     config.logging.update({"every_steps": 1, "diagnostics_every_steps": 2, "knn_every_steps": 1})
     return resolve(config)
 
@@ -163,7 +164,7 @@ def test_one_and_eight_devices_give_the_same_losses(name, changes, run_of):
     losses = [[float(m["loss"]) for m in metrics] for metrics in (one, eight)]
     assert len(set(losses[0])) == 4  # something is trained
     # An update passes rounding on, how much differs from machine to machine.
-    tolerance = 1e-4 if name in ("swav", "simclr", "dino", "byol", "msn") else 1e-5
+    tolerance = 1e-4 if name in ("swav", "simclr", "dino", "byol") else 1e-5
     np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=1e-5)
     np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
     # Two and three normalisations of what is nearly the same for all images at the start.

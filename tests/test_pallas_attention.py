@@ -11,6 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jepa_jax.config import MeshConfig, resolve
 from jepa_jax.models import attention, pallas_attention
+from jepa_jax.objectives.registry import make_objective
+from jepa_jax.training.setup import set_up
 from jepa_jax.training.sharding import make_mesh, traced_on
 
 
@@ -162,8 +164,6 @@ def test_a_training_step_is_the_same_with_it(stepped):
 @pytest.fixture
 def stepped():
     """An implementation -> loss and gradient norm of two steps of I-JEPA on random images."""
-    from jepa_jax.objectives.registry import make_objective
-    from jepa_jax.training.setup import set_up
 
     def run(name):
         config = tiny_config()
