@@ -89,9 +89,11 @@ def run_all(
         core = free.get()
         worker = [sys.executable, "-m", "benchmarks.schools", "--out", str(out)]
         worker += ["--rows", str(rows), "--worker", json.dumps(job), "--cores", str(core)]
-        with (out / f"{name}.log").open("a") as log:
-            code = subprocess.run(worker, stderr=log, env=defaults | os.environ).returncode
-        free.put(core)
+        try:
+            with (out / f"{name}.log").open("a") as log:
+                code = subprocess.run(worker, stderr=log, env=defaults | os.environ).returncode
+        finally:
+            free.put(core)  # or another thread would wait for it for ever
         return f"{name}: exit code {code}, see {out / name}.log" if code else None
 
     with ThreadPoolExecutor(len(cores)) as pool:

@@ -19,12 +19,17 @@ from jepa_jax.objectives.registry import make_objective
 from jepa_jax.planning import needs
 from jepa_jax.training.setup import set_up
 
+try:  # of this checkout: another's kernel takes another time
+    from jepa_jax.planning.kernels import kernel_estimates
+except ImportError:  # before 2026-12 there was no kernel
+    kernel_estimates = None  # type: ignore[assignment]
+
 
 def compile_step(told: dict[str, Any]) -> dict[str, Any]:
     """`told`: config, overrides, topology, program (a path)."""
     config = resolve(load_config(told["config"], told["overrides"]))
     devices, chip = needs.topology_devices(told["topology"])
-    if hasattr(needs, "as_on_tpu"):  # before 2026-12 nothing depended on it
+    if kernel_estimates:
         config = needs.as_on_tpu(config)
     objective = make_objective(config)
     setup = set_up(config, objective, steps_per_epoch=1000, devices=devices)
@@ -40,11 +45,13 @@ def compile_step(told: dict[str, Any]) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return result | {"does_not_fit": str(error).splitlines()[0]}
-    pathlib.Path(told["program"]).write_text(compiled.as_text())
+    program = compiled.as_text()
+    pathlib.Path(told["program"]).write_text(program)
     memory = compiled.memory_analysis()
     return result | {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
+        "kernels": kernel_estimates(program, chip) if kernel_estimates else [],
     }
 
 

@@ -27,7 +27,6 @@ LANES = 128
 # Of a chip's vector memory, which is 16 MiB where it is smallest (v4).
 ROOM = 14 * 2**20
 
-
 Arrays = tuple[Float[Array, "B _ _"], ...]
 
 

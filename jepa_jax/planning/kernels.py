@@ -92,7 +92,7 @@ def _compiled(kernels: list[Kernel], topology: str) -> dict[Kernel, int]:
             [sys.executable, "-m", __spec__.name, json.dumps([topology, kernels])],
             env=os.environ
             | {"LIBTPU_INIT_ARGS": f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flags}"},
-            check=True,
+            check=False,  # what it lacks is missed, and said
         )
         found: dict[Kernel, int] = {}
         for path in pathlib.Path(folder).glob("*schedule-analysis_final_bundles.txt"):
