@@ -1,7 +1,7 @@
 """Runs commands of the package, each in a process forked from one that has imported everything.
 
 Importing TensorFlow, JAX and scikit-learn takes longer than most commands that tests run. Of JAX
-nothing has started when it forks, so that a command still chooses its devices.
+nothing has started when it forks, so that a command still chooses its devices. tests/forked.py asks.
 """
 
 import gc
@@ -9,37 +9,67 @@ import importlib
 import json
 import os
 import runpy
+import selectors
+import signal
+import socket
 import sys
 
-COMMANDS = ("train", "probe", "quickstart", "convert", "data.__main__")
+COMMANDS = ("train", "probe", "quickstart", "convert", "extract", "data.__main__")
 
 
-def serve() -> dict:
-    """Answers each line of standard input with an exit code; returns in the forked processes."""
-    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
-    while line := requests.readline():
-        request = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            return request
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
+def serve(path: str) -> tuple[dict, list[int]]:
+    """Answers each connection, until standard input ends; returns in the forked processes."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path)
+    listening.listen()
+    print("ready", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers below
+    selector = selectors.DefaultSelector()
+    for waiting in (listening, sys.stdin):
+        selector.register(waiting, selectors.EVENT_READ)
+    while True:
+        if any(key.fileobj is sys.stdin for key, _ in selector.select()):
+            os._exit(0)
+        client, _ = listening.accept()
+        if os.fork() == 0:
+            listening.close()
+            selector.close()
+            return keep(client)
+        client.close()
+
+
+def keep(client: socket.socket) -> tuple[dict, list[int]]:
+    """Forks the command, and tells the client its number and how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    message, files, _, _ = socket.recv_fds(client, 1 << 20, 3)
+    while more := client.recv(1 << 20):
+        message += more
+    child = os.fork()
+    if child == 0:
+        client.close()
+        return json.loads(message), files
+    for file in files:
+        os.close(file)
+    client.sendall(f"{child}\n".encode())
+    _, status = os.waitpid(child, 0)
+    client.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
-def become(module: str, arguments: list[str], environment: dict[str, str], output: str) -> None:
-    """Goes on as `python -m MODULE ARGUMENTS`, with its output in two files."""
-    for stream, name in ((1, "stdout"), (2, "stderr")):
-        file = os.open(os.path.join(output, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, stream)
+def become(request: dict, files: list[int]) -> None:
+    """Goes on as `python -m MODULE ARGUMENTS`."""
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
     os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = [module, *arguments]
-    if hasattr(sys.modules[module], "__path__"):  # a package
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.path[0] = request["folder"]
+    module = request["module"]
+    sys.argv = [module, *request["arguments"]]
+    if hasattr(sys.modules.get(module), "__path__"):  # a package
         module += ".__main__"
-    del sys.modules[module]  # it is run now, not imported
+    sys.modules.pop(module, None)  # it is run now, not imported
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
@@ -49,4 +79,4 @@ if __name__ == "__main__":
         importlib.import_module(f"jepa_jax.{command}")
     gc.freeze()  # as in conftest.py
     gc.set_threshold(100_000, 20, 20)
-    become(**serve())
+    become(*serve(sys.argv[1]))

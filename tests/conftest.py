@@ -101,10 +101,11 @@ def tiny_config() -> ml_collections.ConfigDict:
 
 
 @functools.cache
-def command_server() -> subprocess.Popen:
-    """See there. It ends with this process, whose pipe it reads."""
-    return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "tests" / "command_server.py")],
+def command_server() -> tuple[subprocess.Popen, str]:
+    """The process, and where it listens. It ends with this process, whose pipe it reads."""
+    address = f"{os.environ['JAX_COMPILATION_CACHE_DIR']}/commands-{os.getpid()}"
+    server = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "tests" / "command_server.py"), address],
         cwd=REPOSITORY,
         env=os.environ | {"XLA_FLAGS": QUICK_COMPILER},
         stdin=subprocess.PIPE,
@@ -112,26 +113,24 @@ def command_server() -> subprocess.Popen:
         stderr=subprocess.DEVNULL,
         text=True,
     )
+    assert server.stdout.readline() == "ready\n"
+    return server, address
+
+
+def as_module() -> list[str]:
+    """The start of a command line that does what `python -m` does, without seconds of imports."""
+    return [sys.executable, "-I", "-S", str(REPOSITORY / "tests/forked.py"), command_server()[1]]
 
 
 def run_module(name: str, *arguments: str) -> subprocess.CompletedProcess:
-    """`python -m jepa_jax.<name>` as a user runs it, in the repository, on one device.
-
-    In a process of its own, but forked from one that has imported everything: that takes longer
-    than most commands here.
-    """
-    server = command_server()
-    with tempfile.TemporaryDirectory() as output:
-        request = {
-            "module": f"jepa_jax.{name}",
-            "arguments": arguments,
-            "environment": os.environ | {"XLA_FLAGS": QUICK_COMPILER},
-            "output": output,
-        }
-        print(json.dumps(request), file=server.stdin, flush=True)
-        code = int(server.stdout.readline())
-        texts = [(pathlib.Path(output) / name).read_text() for name in ("stdout", "stderr")]
-    return subprocess.CompletedProcess((name, *arguments), code, *texts)
+    """`python -m jepa_jax.<name>` as a user runs it, in the repository, on one device."""
+    return subprocess.run(
+        [*as_module(), f"jepa_jax.{name}", *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | {"XLA_FLAGS": QUICK_COMPILER},
+        capture_output=True,
+        text=True,
+    )
 
 
 def stream_of(config, source):

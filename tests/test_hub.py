@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import REPOSITORY
+from conftest import REPOSITORY, as_module
 
 from jepa_jax.config import resolve_probe
 from jepa_jax.config.files import load_config
@@ -45,7 +45,7 @@ def offline(home, monkeypatch):
 
 def run_offline(home, *command):
     return subprocess.run(
-        [sys.executable, *command],
+        [*as_module(), *command],
         cwd=REPOSITORY,
         env=os.environ | {"HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -124,12 +124,12 @@ def test_the_commands_take_a_hub_id(home, tmp_path):
     np.save(tmp_path / "images.npy", np.zeros((2, 28, 28, 3), np.uint8))
     done = run_offline(
         home,
-        *("-m", "jepa_jax.extract", "--checkpoint", ID),
+        *("jepa_jax.extract", "--checkpoint", ID),
         *("--images", tmp_path / "images.npy", "--out", tmp_path / "f.npz", "--batch-size=8"),
     )
     assert done.returncode == 0, done.stderr
     assert f'"checkpoint": "{ID}"' in done.stdout
-    done = run_offline(home, "-m", "jepa_jax.convert", "hf-to-orbax", ID, tmp_path / "workdir")
+    done = run_offline(home, "jepa_jax.convert", "hf-to-orbax", ID, tmp_path / "workdir")
     assert done.returncode == 0, done.stderr
     assert f'"source": "{ID}"' in done.stdout
     encode, params = load_encoder(tmp_path / "workdir")

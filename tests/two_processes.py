@@ -3,9 +3,8 @@
 import os
 import socket
 import subprocess
-import sys
 
-from conftest import QUICK_COMPILER, REPOSITORY
+from conftest import QUICK_COMPILER, REPOSITORY, as_module
 
 CONFIG = str(REPOSITORY / "configs" / "fashion_mnist.py")
 FIELDS = [
@@ -45,7 +44,7 @@ def start(workdir, *more_of_each, folders=(REPOSITORY, REPOSITORY)):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4" + QUICK_COMPILER,
         "PYTHONPATH": str(REPOSITORY),
     }
-    command = [sys.executable, "-m", "jepa_jax.train", "--config", CONFIG, *FIELDS]
+    command = [*as_module(), "jepa_jax.train", "--config", CONFIG, *FIELDS]
     return [
         subprocess.Popen(
             [
