@@ -1,7 +1,7 @@
 """Runs commands of the package, each in a process forked from one that has imported everything.
 
 Importing TensorFlow, JAX and scikit-learn takes longer than most commands that tests run. Of JAX
-nothing has started when it forks, so that a command still chooses its devices. tests/forked.py asks.
+nothing has started when it forks, so that a command still chooses its devices. See forked.py.
 """
 
 import gc

@@ -20,7 +20,6 @@ os.environ |= {"TF_ENABLE_ONEDNN_OPTS": "0", "TF_CPP_MIN_LOG_LEVEL": "2"}  # as 
 
 import functools
 import gc
-import json
 import logging
 import pathlib
 import shutil
