@@ -57,7 +57,7 @@ def keep(client: socket.socket) -> tuple[dict, list[int]]:
 
 
 def become(request: dict, files: list[int]) -> None:
-    """Goes on as `python -m MODULE ARGUMENTS`."""
+    """Goes on as `python -m MODULE ARGUMENTS`, or as `python -c TEXT ARGUMENTS`."""
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
@@ -67,6 +67,10 @@ def become(request: dict, files: list[int]) -> None:
     sys.path[0] = request["folder"]
     module = request["module"]
     sys.argv = [module, *request["arguments"]]
+    if module == "-c":
+        program, *sys.argv[1:] = request["arguments"]
+        exec(program, {"__name__": "__main__"})
+        return
     if hasattr(sys.modules.get(module), "__path__"):  # a package
         module += ".__main__"
     sys.modules.pop(module, None)  # it is run now, not imported

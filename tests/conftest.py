@@ -190,7 +190,7 @@ class SmallCheckpoint(NamedTuple):
 def small(tmp_path_factory) -> SmallCheckpoint:
     """Written as converted ones are: no optimizer. The encoders differ, and no array is zero."""
     folder, config = tmp_path_factory.mktemp("small") / "checkpoint", resolve(tiny_config())
-    params = jax.device_get(jax.jit(make_objective(config).init)(jax.random.key(0)))
+    params = jax.device_get(make_objective(config).init(jax.random.key(0)))
     rng = np.random.default_rng(0)
     params, target = (
         jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), tree)

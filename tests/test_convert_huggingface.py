@@ -172,7 +172,7 @@ def test_a_grid_that_is_no_square_comes_back_as_it_was(tiny, tmp_path, size):
     """Its 16 patches would also fill a square."""
     tiny.data.image_size, tiny.model.patch_size = size, 8
     config = resolve(tiny)
-    params = jax.device_get(jax.jit(make_objective(config).init)(jax.random.key(0)))
+    params = jax.device_get(make_objective(config).init(jax.random.key(0)))
     items = [("params", params), ("target_encoder", params["encoder"])]
     converted.write(tmp_path / "ours", items, config=config, source={})
     orbax_to_hf(tmp_path / "ours", tmp_path / "hf", network="target_encoder")

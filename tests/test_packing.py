@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from conftest import REPOSITORY, run_module
+from conftest import REPOSITORY, as_module, run_module
 from test_shards import contents, make_folder, opened, packed
 from test_sources import TinyPictures, data_config
 
@@ -84,7 +84,7 @@ def test_a_kill_before_any_step_leaves_what_the_next_start_completes(tmp_path):
     bad.write_bytes(b"no image")
     (tmp_path / "out").mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", KILLS, str(folder), str(tmp_path / "out")],
+        [*as_module(), "-c", KILLS, str(folder), str(tmp_path / "out")],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ import types
 from concurrent.futures import Future, wait
 
 import pytest
-from conftest import REPOSITORY, stream_of
+from conftest import REPOSITORY, as_module, stream_of
 
 from jepa_jax.config import resolve
 from jepa_jax.data.sources import open_source
@@ -190,7 +190,7 @@ def test_case_12_the_process_ends_although_a_thread_hangs(tmp_path):
         "objective.masks.context_tokens": 4,
     }
     ended = subprocess.run(
-        [sys.executable, "-c", HUNG_PROCESS, "--config", "configs/fashion_mnist.py"]
+        [*as_module(), "-c", HUNG_PROCESS, "--config", "configs/fashion_mnist.py"]
         + ["--workdir", str(tmp_path)]
         + [f"--config.{name}={value}" for name, value in fields.items()],
         cwd=REPOSITORY,

@@ -123,7 +123,8 @@ def test_the_command_starts_from_a_path_and_resumes_without_it(small, tmp_path):
     config = [
         "--config=configs/fashion_mnist.py",
         "--config.epochs=1",
-        "--config.batch_size=5000",
+        "--config.batch_size=500",
+        "--config.data.subset.per_class=100",
         "--config.model.patch_size=7",
         "--config.model.embed_dim=16",
         "--config.model.depth=2",

@@ -9,7 +9,8 @@ from conftest import QUICK_COMPILER, REPOSITORY, as_module
 CONFIG = str(REPOSITORY / "configs" / "fashion_mnist.py")
 FIELDS = [
     "--config.epochs=2",
-    "--config.batch_size=1000",
+    "--config.batch_size=200",
+    "--config.data.subset.per_class=200",
     "--config.model.patch_size=7",
     "--config.model.embed_dim=16",
     "--config.model.depth=1",

@@ -29,12 +29,12 @@ class MultiBlock:
     config: MaskConfig
     grid: tuple[int, int]  # rows, columns
 
-    @property
+    @functools.cached_property
     def context_size_table(self) -> np.ndarray:
         """int32 [LATTICE, 2]: height and width of the context block per lattice point."""
         return self._size_table(self.config.context_scale, (1.0, 1.0))
 
-    @property
+    @functools.cached_property
     def target_size_table(self) -> np.ndarray:
         """int32 [LATTICE, 2]: height and width of the target blocks per lattice point."""
         return self._size_table(self.config.target_scale, self.config.target_aspect_ratio)

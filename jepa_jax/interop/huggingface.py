@@ -141,7 +141,7 @@ def huggingface_items(found: HuggingFace, progress: OnBytes) -> Iterator[tuple[s
     objective, key = make_objective(found.config), jax.random.key(found.config.seed)
     initial = jax.eval_shape(objective.init, key)
     if "partial" in found.source:
-        initial = jax.device_get(jax.jit(objective.init)(key))
+        initial = jax.device_get(objective.init(key))
     arrays = flax.traverse_util.flatten_dict(initial["encoder"])
     tensors = encoder_tensors(found.config, found.style)
     yield found.network, read_network(found.tensors, tensors, arrays, progress)

@@ -144,7 +144,7 @@ def official_items(official: Official, progress: OnBytes) -> Iterator[tuple[str,
     params = jax.eval_shape(objective.init, jax.random.key(config.seed))
     initial = params
     if "partial" in official.source:
-        initial = jax.device_get(jax.jit(objective.init)(jax.random.key(config.seed)))
+        initial = jax.device_get(objective.init(jax.random.key(config.seed)))
 
     def read(network: str, *, moment: str | None = None) -> dict[str, Any]:
         content = _load(official.path, network)

@@ -124,7 +124,7 @@ def vit_mae_items(found: VitMae, progress: Callable[[int], None]) -> Iterator[tu
     objective, key = make_objective(found.config), jax.random.key(found.config.seed)
     initial = jax.eval_shape(objective.init, key)
     if "partial" in found.source:
-        initial = jax.device_get(jax.jit(objective.init)(key))
+        initial = jax.device_get(objective.init(key))
     params = {}
     for network, tensors in found.networks.items():
         arrays = flax.traverse_util.flatten_dict(initial[network])

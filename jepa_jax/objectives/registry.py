@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jaxtyping import Array
 
 from jepa_jax.batch.pixels import normalize
@@ -42,7 +43,8 @@ def make_objective(config: Config) -> Objective:
     """The objective of a run's configuration.
 
     Its `loss`, `encode`, `classify` and `predict` take images as pixels too, uint8 or uint16, which
-    are normalised here, on the device: a quarter of the bytes of float32 cross to it.
+    are normalised here, on the device: a quarter of the bytes of float32 cross to it. Its `init` is
+    jitted: a run asks for the shapes of its parameters several times, and traces it once.
     """
     objective = OBJECTIVES[config.objective.name](config, config.objective)
     mean, std = config.data.mean, config.data.std
@@ -67,6 +69,7 @@ def make_objective(config: Config) -> Objective:
         )
 
     return objective._replace(
+        init=jax.jit(objective.init),
         loss=loss,
         encode=encode,
         classify=of_pixels(objective.classify),

@@ -1,6 +1,7 @@
 """What a run was made on and with, in `run.json`: the machine and the versions of the packages."""
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -37,6 +38,7 @@ def read_run_record(workdir: pathlib.Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     for name in (package, f"{package}-cpu"):
         try:
