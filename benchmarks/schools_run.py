@@ -82,6 +82,10 @@ def configs_of(job: dict[str, Any]) -> dict[str, Any]:
     return {run["objective"]: config_of(run) for run in runs}
 
 
+# Fields that came after rows had been made, at the values that change no run. Another value counts.
+LATER_FIELDS = {("optimizer", "first_moment_dtype"): "float32"}
+
+
 def digest_of(job: dict[str, Any]) -> str:
     """Of all settings of a job.
 
@@ -89,7 +93,12 @@ def digest_of(job: dict[str, Any]) -> str:
     """
     from jepa_jax.config import to_dict
 
-    text = json.dumps([to_dict(config) for config in configs_of(job).values()], sort_keys=True)
+    settings = [to_dict(config) for config in configs_of(job).values()]
+    for (section, field), as_before in LATER_FIELDS.items():
+        for config in settings:
+            if config[section][field] == as_before:
+                del config[section][field]
+    text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -1,7 +1,7 @@
 """`python forked.py SOCKET MODULE ...`: `python -m MODULE ...` without the seconds of its imports.
 
-In place of a module, `-c TEXT`. The command runs in a process that tests/command_server.py forks: with the folder, environment and
-files of this one, which passes signals on and ends as it does.
+In place of a module, `-c TEXT`. The command runs in a process that tests/command_server.py forks:
+with the folder, environment and files of this one, which passes signals on and ends as it does.
 """
 
 import json

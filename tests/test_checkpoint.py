@@ -28,21 +28,25 @@ def config(tiny):
     return resolve(tiny)
 
 
-@pytest.fixture
-def saved(config, tmp_path, one_device):
-    """A state and the folder of its checkpoint."""
+def save_state(config, workdir, mesh):
+    """A state, the folder of its checkpoint, and what to restore it into."""
     objective = make_objective(config)
-    setup = set_up(config, objective, steps_per_epoch=10, mesh=one_device)
+    setup = set_up(config, objective, steps_per_epoch=10, mesh=mesh)
     state = setup.create()
     # All leaves different, so that no two can be mixed up.
     leaves, structure = jax.tree.flatten(state)
     leaves = [leaf + i for i, leaf in enumerate(leaves)]
     state = jax.tree.unflatten(structure, leaves)
-    manager = checkpoint.make_manager(tmp_path, config)
+    manager = checkpoint.make_manager(workdir, config)
     checkpoint.save(manager, state, config, objective)
     manager.wait_until_finished()
     manager.close()
-    return jax.device_get(state), checkpoint.find(tmp_path), setup.like
+    return jax.device_get(state), checkpoint.find(workdir), setup.like
+
+
+@pytest.fixture
+def saved(config, tmp_path, one_device):
+    return save_state(config, tmp_path, one_device)
 
 
 def restore_target(folder, config):
@@ -57,6 +61,16 @@ def assert_equal(ours, expected):
 def test_a_state_is_restored_as_it_was_saved(saved, config):
     state, folder, like = saved
     assert_equal(jax.device_get(checkpoint.restore(folder, like, make_objective(config))), state)
+
+
+def test_a_first_moment_in_bfloat16_is_restored_as_such(tiny, tmp_path, one_device):
+    tiny.optimizer.first_moment_dtype = "bfloat16"
+    config = resolve(tiny)
+    state, folder, like = save_state(config, tmp_path, one_device)
+    restored = jax.device_get(checkpoint.restore(folder, like, make_objective(config)))
+    assert_equal(restored, state)
+    types = [x.dtype.name for x in jax.tree.leaves(restored.optimizer_state)]
+    assert types.count("bfloat16") == types.count("float32") == len(jax.tree.leaves(state.params))
 
 
 def test_the_configuration_is_saved_with_it(saved, config):

@@ -219,7 +219,12 @@ def test_case_45_gradients_that_are_not_finite_in_a_row_stop_the_run_at_the_last
 
 @pytest.mark.parametrize(
     ("section", "field", "value"),
-    [("model", "depth", 3), ("objective.masks", "context_tokens", 5), (None, "seed", 1)],
+    [
+        ("model", "depth", 3),
+        ("objective.masks", "context_tokens", 5),
+        ("optimizer", "first_moment_dtype", "bfloat16"),
+        (None, "seed", 1),
+    ],
 )
 def test_a_workdir_of_another_run_is_refused(tiny, begun, source, section, field, value):
     short_run(tiny)

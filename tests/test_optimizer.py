@@ -36,8 +36,9 @@ def trajectory():
     return start, gradients
 
 
-def numpy_adamw(start, gradients, *, b1, b2, eps, clip_norm):
+def numpy_adamw(start, gradients, *, b1, b2, eps, clip_norm, first_moment_dtype="float64"):
     """AdamW as Loshchilov & Hutter state it (with PyTorch's learning rate on the decay)."""
+    dtype = jnp.dtype(first_moment_dtype)
     params = dict(start)
     first = {name: np.zeros_like(x) for name, x in start.items()}
     second = {name: np.zeros_like(x) for name, x in start.items()}
@@ -50,6 +51,7 @@ def numpy_adamw(start, gradients, *, b1, b2, eps, clip_norm):
             second[name] = b2 * second[name] + (1 - b2) * g**2
             m_hat = first[name] / (1 - b1 ** (step + 1))
             v_hat = second[name] / (1 - b2 ** (step + 1))
+            first[name] = first[name].astype(dtype).astype(np.float64)
             decay = weight_decay(step) * params[name] if DECAYED[name] else 0.0
             params[name] = params[name] - learning_rate(step) * (
                 m_hat / (np.sqrt(v_hat) + eps) + decay
@@ -62,8 +64,16 @@ def numpy_adamw(start, gradients, *, b1, b2, eps, clip_norm):
     [
         {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "clip_norm": None},
         {"b1": 0.8, "b2": 0.95, "eps": 1e-2, "clip_norm": 1.0},
+        # In bfloat16, 0.99 is 0.988: after 20 steps its moment would be a tenth too small.
+        {
+            "b1": 0.99,
+            "b2": 0.999,
+            "eps": 1e-2,
+            "clip_norm": None,
+            "first_moment_dtype": "bfloat16",
+        },
     ],
-    ids=["published", "clipped"],
+    ids=["published", "clipped", "first moment in bfloat16"],
 )
 def test_twenty_steps_equal_an_independent_adamw(tiny, trajectory, fields):
     start, gradients = trajectory
@@ -83,8 +93,13 @@ def test_twenty_steps_equal_an_independent_adamw(tiny, trajectory, fields):
         gradient = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradient)
         params, state = update(params, state, gradient)
     expected = numpy_adamw(start, gradients, **fields)
+    rounded = "first_moment_dtype" in fields  # a number between two may be rounded to either
     for name in start:
-        np.testing.assert_allclose(params[name], expected[name], rtol=1e-5, atol=1e-5)
+        tolerance = 2e-4 if rounded else 1e-5
+        np.testing.assert_allclose(params[name], expected[name], rtol=tolerance, atol=tolerance)
+    types = {str(x.dtype) for x in jax.tree.leaves(optax.tree.get(state, "mu"))}
+    assert types == {"bfloat16" if rounded else "float32"}
+    assert {str(x.dtype) for x in jax.tree.leaves(optax.tree.get(state, "nu"))} == {"float32"}
 
 
 def test_weight_decay_is_on_the_kernels_and_the_mask_vector_alone(tiny):

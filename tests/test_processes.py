@@ -141,7 +141,7 @@ def test_processes_that_see_other_images_stop_with_one_line(tmp_path):
             pixels = rng.integers(0, 256, (28, 28, 3), np.uint8)
             Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
     fields = ["--config.data.source=folder", "--config.data.path=images", "--config.batch_size=8"]
-    fields += ["--config.data.train_split=None", "--config.data.subset.per_class=None"]
+    fields += ["--config.data.train_split=None", "--config.data.subset=None"]
     processes = start(tmp_path / "run", fields, fields, folders=folders)
     outputs = finish(processes)
     assert [process.returncode for process in processes] == [UserError.exit_code] * 2, outputs

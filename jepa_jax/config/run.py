@@ -85,6 +85,8 @@ class OptimizerConfig:
     b1: ShareBelowOne = 0.9
     b2: ShareBelowOne = 0.999
     eps: AboveZero = 1e-8
+    # As kept from step to step; bfloat16 spares 2 bytes a parameter. The arithmetic is float32.
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
     clip_norm: AboveZero | None = None  # largest global norm of the gradient; None: no clipping
     # A step whose loss or gradient is not finite changes nothing; so many in a row stop the run.
     max_skipped_steps: Positive = 3

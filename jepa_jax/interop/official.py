@@ -125,7 +125,7 @@ def open_official(
         source["param_groups"] = groups
         b1, b2 = groups[0]["betas"]
         adam: dict[str, Any] = {"b1": float(b1), "b2": float(b2), "eps": float(groups[0]["eps"])}
-        optimizer = dataclasses.replace(config.optimizer, **adam)
+        optimizer = dataclasses.replace(config.optimizer, **adam, first_moment_dtype="float32")
         config = dataclasses.replace(config, optimizer=optimizer)
     return Official(
         path,

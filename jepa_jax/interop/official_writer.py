@@ -139,6 +139,7 @@ def _optimizer(
             if field in path:
                 network, *below = path[path.index(field) + 1 :]
                 for tensor, moment in fetch_tensors([(tuple(below), array)], tensors[network]):
+                    moment = moment.astype(np.float32, copy=False)  # the first may be bfloat16
                     moments[network, tensor.name, name] = torch.from_numpy(moment)
                     progress(moment.nbytes)
         del array  # before the next one is read

@@ -13,7 +13,10 @@ log = logging.getLogger(__name__)
 
 # Another value of these would be another run. A data set may move (`data.path`), and its test part
 # is for probes alone; weights to start from have done their part.
-_FIXED = ("seed", "batch_size", "data.", "model.", "init.", "objective.")
+_FIXED = (
+    *("seed", "batch_size", "data.", "model.", "init.", "objective."),
+    "optimizer.first_moment_dtype",  # that of an array in the checkpoint
+)
 _FREE = (
     "data.path",
     "data.subset.files",  # the list may move too: the images tell whether it is the same

@@ -14,7 +14,10 @@ from jepa_jax.training.sharding import tree_shardings
 
 
 class TrainState(NamedTuple):
-    """All that a run carries from step to step. All floating-point numbers in it are float32."""
+    """All that a run carries from step to step. All floating-point numbers in it are float32.
+
+    But for Adam's first moment, where `optimizer.first_moment_dtype` says so.
+    """
 
     step: Array  # int32 scalar: optimizer steps taken
     params: Any
