@@ -19,6 +19,10 @@ from jepa_jax.objectives.registry import make_objective
 from jepa_jax.planning import needs
 from jepa_jax.training.setup import set_up
 
+try:
+    from jepa_jax.planning.devices import topology_devices
+except ImportError:  # before 2026-12
+    topology_devices = needs.topology_devices  # type: ignore[attr-defined]
 try:  # of this checkout: another's kernel takes another time
     from jepa_jax.planning.kernels import kernel_estimates
 except ImportError:  # before 2026-12 there was no kernel
@@ -28,7 +32,7 @@ except ImportError:  # before 2026-12 there was no kernel
 def compile_step(told: dict[str, Any]) -> dict[str, Any]:
     """`told`: config, overrides, topology, program (a path)."""
     config = resolve(load_config(told["config"], told["overrides"]))
-    devices, chip = needs.topology_devices(told["topology"])
+    devices, chip = topology_devices(told["topology"])
     if kernel_estimates:
         config = needs.as_on_tpu(config)
     objective = make_objective(config)

@@ -3,8 +3,8 @@
 Run again with the same workdir, it resumes from the newest checkpoint there.
 
 With --plan it trains nothing, and needs no data and no accelerator: it compiles the step for
---devices virtual CPU devices, or with the TPU's compiler for --topology, and prints what a run
-would need, as a table and as JSON:
+--devices virtual CPU devices, or with the TPU's or GPU's own compiler for --topology, and prints
+what a run would need, as a table and as JSON:
 
     python -m jepa_jax.train --config configs/in1k_vith14_ep300.py --plan --topology v5e:16x16
 """
@@ -42,7 +42,8 @@ from jepa_jax.interop.hub import local_path
 from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.planning.chips import CHIPS
-from jepa_jax.planning.needs import plan, table, topology_devices, virtual_devices
+from jepa_jax.planning.devices import topology_devices, virtual_devices
+from jepa_jax.planning.needs import plan, table
 from jepa_jax.reporting.gallery import make_gallery
 from jepa_jax.training import checkpoint
 from jepa_jax.training.compilation import use_compilation_cache
@@ -192,7 +193,8 @@ def main() -> None:
     planning.add_argument(
         "--topology",
         metavar="NAME:SHAPE",
-        help="for a TPU slice, as v5e:16x16; needs libtpu (pip install libtpu), but no TPU",
+        help="for a TPU slice, as v5e:16x16, or GPUs, as H100:8 or H100:4x8; needs their compiler "
+        "(libtpu; jax-cuda12-plugin), none of them",
     )
     planning.add_argument(
         "--images",

@@ -201,6 +201,24 @@ def test_every_form_of_operation_is_read():
     assert totals["reduce-scatter"]["sent_bytes"] == 128 * 3 / 4
 
 
+# As XLA's GPU compiler (jax-cuda12-pjrt 0.10.2) writes it: operands in front of the results.
+GPU = """ENTRY %main (p: f32[2,4]) -> f32[2,4] {
+  %rss = ((bf16[8,4]{1,0}, bf16[16]{0}), (bf16[1,4]{1,0}, bf16[2]{0})) reduce-scatter-start(%a, %b), replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, dimensions={0}
+  %ags = ((bf16[3,4]{1,0}, bf16[2]{0}), (bf16[24,4]{1,0}, /*index=1*/bf16[16]{0})) all-gather-start(%c, %d), replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, dimensions={0}
+  %ars = bf16[5]{0} all-reduce-start(%e), replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}
+  %rsd = (bf16[1,4]{1,0}, bf16[2]{0}) reduce-scatter-done(%rss)
+}
+"""  # noqa: E501
+
+
+def test_a_gpu_s_asynchronous_operations_count_their_results_alone():
+    assert collectives(GPU) == [
+        Collective("reduce-scatter", ((1, 4), (2,)), 2 * (8 * 4 + 16), 1, 8, ""),
+        Collective("all-gather", ((24, 4), (16,)), 2 * (24 * 4 + 16), 1, 8, ""),
+        Collective("all-reduce", ((5,),), 10, 1, 8, ""),
+    ]
+
+
 @pytest.fixture(scope="module")
 def on_tpu():
     """The context encoder's two loops of ViT-H/14's step, 32 x 8 v5e chips over data and fsdp.

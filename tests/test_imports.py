@@ -92,7 +92,8 @@ sys.modules["tensorflow"] = None  # importing it fails
 import jax
 from jepa_jax.config import resolve
 from jepa_jax.config.files import load_config
-from jepa_jax.planning.needs import plan, virtual_devices
+from jepa_jax.planning.devices import virtual_devices
+from jepa_jax.planning.needs import plan
 overrides = ["--config.model.depth=1", "--config.model.embed_dim=16", "--config.batch_size=16"]
 config = resolve(load_config("configs/fashion_mnist.py", overrides))
 needs = plan(config, virtual_devices(2), "v5e", num_images=10_000)

@@ -11,7 +11,8 @@ from conftest import REPOSITORY, load_config_file
 from jepa_jax.config import resolve
 from jepa_jax.errors import UserError
 from jepa_jax.planning.chips import CHIPS
-from jepa_jax.planning.needs import plan, table, topology_devices, virtual_devices
+from jepa_jax.planning.devices import topology_devices, virtual_devices
+from jepa_jax.planning.needs import plan, table
 from jepa_jax.train import main as train_main
 
 D, DEPTH, P, P_DEPTH, FLOAT = 64, 3, 32, 2, 4
@@ -137,7 +138,7 @@ class OutOfMemory:
     def lower(self, state, batch):
         return self
 
-    def compile(self):
+    def compile(self, compiler_options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 19.29G of 15.75G hbm.\nDetails")
 
 
@@ -178,6 +179,35 @@ def test_a_topology_without_its_compiler_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--topology v5e:2x4: needs libtpu.*pip install libtpu$"):
         topology_devices("v5e:2x4")
+
+
+def test_gpus_without_their_compiler_say_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    says = rf"--topology H100:8: needs JAX's CUDA plugin.*jax-cuda12-plugin=={jax.__version__}$"
+    with pytest.raises(UserError, match=says):
+        topology_devices("H100:8")
+
+
+@pytest.mark.parametrize("shape", ["", ":", ":0", ":8x", ":x8", ":2x4x8", ":eight", ":-1"])
+def test_gpus_are_told_by_hosts_and_number(shape):
+    says = rf"--topology H100{shape}: must be NAME:GPUS of one host, .* as H100:4x8"
+    with pytest.raises(UserError, match=says):
+        topology_devices(f"H100{shape}")
+
+
+@pytest.mark.parametrize("chip", ["A100-80G", "H100", "H200"])
+def test_a_step_is_compiled_for_gpus_that_are_not_there(chip):
+    pytest.importorskip("jax_cuda12_plugin")
+    devices, name = topology_devices(f"{chip}:2x4")
+    assert name == chip
+    assert {device.device_kind for device in devices} == {CHIPS[chip].device_kind}
+    found = plan(make_config(fsdp=4), devices, chip, num_images=IMAGES)
+    assert (found["compiler"], found["devices"]) == ("gpu", 8)
+    assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert found["memory_per_device"]["fits"]
+    # What no CPU's program has: gradients are reduced and divided at once.
+    assert {"all-gather", "reduce-scatter"} <= found["collectives_per_step"].keys()
+    assert "compiled for GPU" in table(found)
 
 
 def test_no_devices_are_refused():

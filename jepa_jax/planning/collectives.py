@@ -84,7 +84,7 @@ def by_kind(found: list[Collective]) -> dict[str, dict[str, int | float]]:
 
 def _parse(line: str, match: re.Match, times: int) -> Collective:
     kind, arrays, group = match[2], _ARRAY.findall(match[1]), _group_size(line)
-    if match[3] and kind in ("all-gather", "collective-permute"):
+    if match[3] and kind in ("all-gather", "reduce-scatter", "collective-permute"):
         arrays = [array for array in arrays if array != ("u32", "")]  # the TPU's semaphores
         arrays = arrays[len(arrays) // 2 :]  # in front of an asynchronous result is its operand
     shapes = tuple(_shape(dims) for _, dims in arrays)

@@ -109,7 +109,7 @@ def _compile(topology: str, kernels: list[Kernel]) -> None:
     from jax.sharding import SingleDeviceSharding
 
     from jepa_jax.models.pallas_attention import attend
-    from jepa_jax.planning.needs import topology_devices
+    from jepa_jax.planning.devices import topology_devices
 
     devices, _ = topology_devices(topology)
     for kernel in kernels:

@@ -1,13 +1,11 @@
 """What a run needs, found by compiling it for devices that need not be there.
 
 Nothing is allocated and no data is read: the training step is compiled from shapes, for virtual CPU
-devices or, with the TPU's own compiler, for a TPU topology. See `python -m jepa_jax.train --help`.
+devices or, with their own compilers, for TPUs and GPUs. See `python -m jepa_jax.train --help`.
 """
 
 import collections
 import dataclasses
-import importlib.util
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,54 +19,10 @@ from jepa_jax.objectives.objective import Objective
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.planning.chips import CHIPS
 from jepa_jax.planning.collectives import by_kind, collectives
+from jepa_jax.planning.devices import compiler_options
 from jepa_jax.planning.estimate import estimates, seconds
 from jepa_jax.planning.kernels import kernel_estimates
 from jepa_jax.training.setup import set_up
-
-
-def virtual_devices(number: int) -> Sequence[Any]:
-    """CPU devices that exist in name only, which is enough to compile for. Before any use of JAX.
-
-    Raises:
-      UserError: the number is not positive.
-    """
-    if number < 1:
-        raise UserError(f"--devices {number}: must be at least 1")
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", number)
-    return jax.devices()
-
-
-def topology_devices(topology: str) -> tuple[Sequence[Any], str]:
-    """The devices of a TPU slice such as v5e:16x16, and the name of their chip.
-
-    Raises:
-      UserError: libtpu, which holds the compiler, is not installed; or it knows no such slice.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            f"--topology {topology}: needs libtpu, which holds the compiler: pip install libtpu"
-        )
-    from jax.experimental import topologies
-
-    # There is no TPU to ask what it is, or to have to oneself: without these the compiler waits,
-    # complains, and refuses to work beside another process that compiles.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "none")
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        devices: Any = topologies.get_topology_desc(topology, platform="tpu").devices
-    except Exception as error:  # of several types
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--topology {topology}: {reason}; for example v5e:16x16") from error
-    kind = devices[0].device_kind
-    chips = {chip.device_kind: name for name, chip in CHIPS.items()}
-    if kind not in chips or len({tuple(device.coords) for device in devices}) < len(devices):
-        known = ", ".join(name for name in ("v5e", "v5p", "v6e"))
-        raise UserError(f"--topology {topology}: only chips that are one device each, {known}")
-    return devices, chips[kind]
 
 
 def as_on_tpu(config: Config) -> Config:
@@ -122,7 +76,7 @@ def plan(
     result = {
         "chip": chip,
         "devices": len(devices),
-        "compiler": "tpu" if devices[0].platform == "tpu" else "cpu",
+        "compiler": devices[0].platform,
         "mesh": dict(setup.mesh.shape),
         "batch_size": config.batch_size,
         "remat": config.compute.remat,
@@ -133,7 +87,7 @@ def plan(
         "flops_per_step": sum(per_image.values()) * config.batch_size,
     }
     try:
-        compiled = setup.step.lower(state, largest).compile()
+        compiled = setup.step.lower(state, largest).compile(compiler_options(devices[0]))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -174,7 +128,7 @@ def _times(result: dict[str, Any], sent: float, mfu: float | None) -> dict[str, 
         # The update reads and writes the whole state, besides all that the networks do.
         "memory": 2 * result["state_bytes_per_device"] / chip.memory_bandwidth,
     }
-    if result["compiler"] == "tpu":  # the CPU's program sends more than an accelerator's would
+    if result["compiler"] != "cpu":  # whose program sends more than an accelerator's would
         at_least["links"] = links
     hours = result["steps"] / 3600
     times = {
@@ -265,6 +219,9 @@ def table(plan: dict[str, Any]) -> str:
         rows.append((f"  at {plan['mfu']:.0%} of the peak", f"{plan['run_hours_at_mfu']:.1f}"))
     if plan["compiler"] == "cpu":
         note = "the CPU's compiler widens bfloat16 and has no reduce-scatter: others need less"
+        rows.append(("note", note))
+    if plan["compiler"] == "gpu":
+        note = "matrix products by cuBLAS, attention by XLA; with cuDNN's there it needs less"
         rows.append(("note", note))
     return _aligned(rows)
 
