@@ -259,6 +259,14 @@ def test_diagnostics_and_probes_are_written_when_due(finished):
     assert list(workdir.glob("tensorboard/events*"))
 
 
+def test_the_norm_of_the_parameters_is_that_after_the_step(finished):
+    config, workdir = finished
+    leaves = jax.tree.leaves(final_state(config, workdir).params)
+    expected = np.sqrt(sum(np.sum(np.asarray(x, np.float64) ** 2) for x in leaves))
+    (last,) = (row for row in rows(workdir) if row["step"] == LAST_STEP and "loss" in row)
+    np.testing.assert_allclose(last["parameter_norm"], expected, rtol=1e-5)
+
+
 def test_too_many_bad_images_stop_a_run_that_is_saved_and_goes_on_once_they_are_borne(
     tiny, tmp_path
 ):

@@ -158,7 +158,6 @@ def test_three_steps_of_any_objective_equal_numpy(line, lines_batch, config):
             "momentum": m,
             "gradient_norm": np.sqrt(sum(np.sum(g**2) for g in gradient.values())),
             "skipped": 0.0,
-            "parameter_norm": np.sqrt(sum(np.sum(p**2) for p in params.values())),  # after the step
         }
 
         state, metrics = step(state, lines_batch)

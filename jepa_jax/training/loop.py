@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from jepa_jax.batch.spec import DataIdentity, Stream, first_view
@@ -42,6 +43,7 @@ from jepa_jax.training.wandb_log import check_installed
 
 log = logging.getLogger(__name__)
 
+_norm = jax.jit(optax.tree.norm)
 _PROBES = {"knn_accuracy": "k-NN", "linear_accuracy": "linear"}  # as they are said
 
 
@@ -170,6 +172,8 @@ def train(
                     written = True
                     images = first_view(objective.needs, batch)
                     metrics |= diagnose(at_path(state, encoder), images)
+                if written:  # in each step it would be one more pass over all parameters
+                    metrics |= {"parameter_norm": _norm(state.params)}
                 run_log.add(step, metrics, written=written)
                 counts.update(counted)
                 probes = [name for name, period in periods.items() if due(step, period)]

@@ -38,8 +38,8 @@ def make_train_step(
 
     Returns:
       (state, batch) -> (next state, metrics). The metrics are float32 scalars of this step: loss,
-      lr, weight_decay, the global norms of gradient and parameters, skipped, and what the objective
-      adds. A step whose loss or gradient is not finite is skipped (1.0, else 0.0): see `keep`.
+      lr, weight_decay, the global norm of the gradient, skipped, and what the objective adds. A
+      step whose loss or gradient is not finite is skipped (1.0, else 0.0): see `keep`.
     """
     objective_state = optax.with_extra_args_support(objective.state(schedules.horizon))
     first_steps = objective.trains(state.params) if objective.trains else None
@@ -89,7 +89,6 @@ def make_train_step(
             "lr": schedules.learning_rate(state.step),
             "weight_decay": schedules.weight_decay(state.step),
             "gradient_norm": gradient_norm,
-            "parameter_norm": optax.tree.norm(params),
             "skipped": 1.0 - finite,
             **out.get("metrics", {}),
         }
