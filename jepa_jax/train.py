@@ -89,11 +89,17 @@ def pretrain(
         log.info("%s", fact)
     for warning in known.warnings:
         log.warning("warning: %s", warning)
+    attention = make_encoder(config).attention
     log.info(
         "attention: %s in the encoder; blocks %s",
-        make_encoder(config).attention,
+        attention,
         "in a loop" if config.compute.scan_layers else "unrolled",
     )
+    if attention == "pallas" and jax.default_backend() != "tpu":
+        log.warning(
+            "warning: config.compute.attention = 'pallas': is for TPUs; here it is interpreted, "
+            "which is right and very slow; set it to 'auto'"
+        )
     probed = config.logging.knn_every_steps or config.logging.linear_every_steps
     online = online_probes(config, objective, source) if probed else None
     initialize = None

@@ -39,6 +39,23 @@ def test_cudnn_s_runs_where_its_conditions_hold(
     assert attention.choose_attention(asked, dtype, head_dim) == chosen
 
 
+@pytest.mark.parametrize(("others", "chosen"), [([True, True], "cudnn"), ([True, False], "xla")])
+def test_all_processes_choose_the_same(on_gpu, monkeypatch, caplog, others, chosen):
+    monkeypatch.setattr(attention, "cudnn_works", lambda head_dim: True)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    told = []
+
+    def gather(mine):
+        told.append(mine)
+        return others
+
+    monkeypatch.setattr(attention.multihost_utils, "process_allgather", gather)
+    for _ in range(2):  # the second time nobody is asked
+        assert attention.choose_attention("auto", "bfloat16", 64) == chosen
+    assert told == [True]
+    assert ("not in every process" in caplog.text) == (chosen == "xla")
+
+
 def test_case_58_without_a_gpu_xla_s_runs_unasked(monkeypatch):
     monkeypatch.setattr(attention, "cudnn_works", lambda head_dim: pytest.fail("no GPU here"))
     assert attention.choose_attention("auto", "bfloat16", 64) == "xla"

@@ -9,6 +9,7 @@ import pytest
 from conftest import tiny_config
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jepa_jax import train
 from jepa_jax.config import MeshConfig, resolve
 from jepa_jax.models import attention, pallas_attention
 from jepa_jax.objectives.registry import make_objective
@@ -129,6 +130,7 @@ def on_tpu(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     # Without what an earlier test has made it remember.
     monkeypatch.setattr(attention, "pallas_works", attention.pallas_works.__wrapped__)
+    monkeypatch.setattr(attention, "works_everywhere", attention.works_everywhere.__wrapped__)
 
 
 def test_it_runs_on_tpus_in_bfloat16_where_it_agrees_with_xla_s(on_tpu):
@@ -187,3 +189,13 @@ def stepped():
         return np.array(measured).T
 
     return run
+
+
+def test_off_a_tpu_a_run_with_it_is_told_to_be_slow(tiny, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(train, "train", lambda *_, **__: {"step": 1, "loss": 1.0})
+    tiny.logging.knn_every_steps = tiny.logging.linear_every_steps = None
+    for attention_of_run in ("auto", "pallas"):
+        tiny.compute.attention = attention_of_run
+        caplog.clear()
+        train.pretrain(resolve(tiny), tmp_path)
+        assert ("here it is interpreted" in caplog.text) == (attention_of_run == "pallas")

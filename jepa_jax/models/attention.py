@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from jepa_jax.models import pallas_attention
@@ -22,8 +24,8 @@ def choose_attention(asked: str, dtype: Any, head_dim: int) -> Implementation:
 
     Fused attention never writes the scores to memory. cuDNN's exists for half precision on NVIDIA
     GPUs, for head dimensions that are multiples of 8 up to 128; that of models/pallas_attention.py
-    for TPUs, where we use it in bfloat16. Whether it works on this machine is found out by a small
-    example. On CPUs there is XLA's alone.
+    for TPUs, where we use it in bfloat16. Whether it works is found out by a small example, in each
+    process. On CPUs there is XLA's alone.
 
     Args:
       asked: "xla", "pallas", or "auto" for a fused one wherever it works.
@@ -32,11 +34,26 @@ def choose_attention(asked: str, dtype: Any, head_dim: int) -> Implementation:
         return "pallas"
     if asked == "auto" and jnp.dtype(dtype) == jnp.bfloat16:
         backend = jax.default_backend()
-        if backend == "gpu" and head_dim % 8 == 0 and head_dim <= 128 and cudnn_works(head_dim):
-            return "cudnn"
-        if backend == "tpu" and pallas_works(head_dim):
-            return "pallas"
+        if backend == "gpu" and head_dim % 8 == 0 and head_dim <= 128:
+            return "cudnn" if works_everywhere(cudnn_works, head_dim) else "xla"
+        if backend == "tpu":
+            return "pallas" if works_everywhere(pallas_works, head_dim) else "xla"
     return "xla"
+
+
+@functools.cache
+def works_everywhere(works: Callable[[int], bool], head_dim: int) -> bool:
+    """Whether it does in all processes: one with another program would let the others wait.
+
+    All of them ask, when they make the same model; later the answer is known without the others.
+    """
+    here = works(head_dim)
+    if jax.process_count() == 1:
+        return here
+    all_work = bool(np.all(multihost_utils.process_allgather(np.array(here))))
+    if here and not all_work:
+        log.warning("attention: a fused one works here, but not in every process, so XLA's runs")
+    return all_work
 
 
 @functools.cache
