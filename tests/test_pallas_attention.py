@@ -24,7 +24,8 @@ def fused(q, k, v):
         return jnp.concatenate([x.reshape(*x.shape[:2], -1) for x in arrays], axis=-1)
 
     qkv = (flat(q, k, v),) if q.shape == k.shape else (flat(q), flat(k, v))
-    return pallas_attention.attend(qkv, q.shape[2]).reshape(q.shape)
+    biases = tuple(jnp.zeros(x.shape[-1], x.dtype) for x in qkv)
+    return pallas_attention.attend(qkv, biases, q.shape[2]).reshape(q.shape)
 
 
 def random_arrays(batch, tokens, keys, heads, dim, dtype=np.float32):
@@ -69,6 +70,21 @@ def test_output_and_gradients_are_those_by_hand(tokens, keys, heads, dim):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("keys", [9, 13])  # in one array, in two
+def test_gradients_of_biases_are_the_sums_of_those_by_hand(keys):
+    """That nothing flows through `qkv` is up to who makes it."""
+    heads, dim = 3, 80
+    q, k, v, d_out = random_arrays(2, 9, keys, heads, dim)
+    parts = [(q, k, v)] if keys == 9 else [(q,), (k, v)]
+    qkv = tuple(jnp.concatenate([x.reshape(*x.shape[:2], -1) for x in xs], -1) for xs in parts)
+    biases = tuple(jnp.ones(x.shape[-1]) for x in qkv)
+    _, back = jax.vjp(lambda biases: pallas_attention.attend(qkv, biases, heads), biases)
+    (ours,) = back(d_out.reshape(2, 9, -1))
+    _, *gradients = by_hand(q, k, v, d_out)
+    expected = np.concatenate([x.sum(axis=(0, 1)).reshape(-1) for x in gradients])
+    np.testing.assert_allclose(np.concatenate(ours), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_in_bfloat16_it_rounds_no_more_than_xla_s():
     q, k, v, d_out = random_arrays(2, 50, 50, 4, 32, jnp.bfloat16)
     exact = by_hand(q, k, v, d_out)
@@ -88,7 +104,8 @@ def test_on_a_mesh_each_device_has_its_examples():
     qkv = jnp.concatenate([x.reshape(8, 9, -1) for x in (q, k, v)], axis=-1)
 
     def run(qkv, d_out):
-        out, back = jax.vjp(lambda qkv: pallas_attention.attend_sharded((qkv,), 4), qkv)
+        bias = jnp.zeros(qkv.shape[-1])
+        out, back = jax.vjp(lambda qkv: pallas_attention.attend((qkv,), (bias,), 4), qkv)
         return out, *back(d_out)
 
     arrays = [jax.device_put(x, sharding) for x in (qkv, d_out.reshape(8, 9, -1))]
@@ -142,14 +159,23 @@ def test_it_runs_on_tpus_in_bfloat16_where_it_agrees_with_xla_s(on_tpu):
 def test_a_kernel_that_is_wrong_or_does_not_compile_is_said_and_not_used(
     on_tpu, monkeypatch, caplog
 ):
-    def wrong(qkv, heads):
-        q, k, v = jnp.split(qkv[0].reshape(2, 50, 3 * heads, 64), 3, axis=2)
-        return 1.1 * jax.nn.dot_product_attention(q, k, v).reshape(2, 50, -1)
+    right = pallas_attention.attend
 
-    def broken(qkv, heads):
+    def wrong(qkv, biases, heads):
+        return 1.1 * right(qkv, biases, heads)
+
+    def without_biases(qkv, biases, heads):
+        return right(qkv, tuple(map(jax.lax.stop_gradient, biases)), heads)
+
+    def broken(qkv, biases, heads):
         raise NotImplementedError("no such chip")
 
-    for attend, said in ((wrong, "is off by 0.1"), (broken, "no such chip")):
+    for attend, said in (
+        (wrong, "is off by 0.1"),
+        (without_biases, "is off by 1 "),
+        (broken, "no such chip"),
+    ):
+        caplog.clear()
         monkeypatch.setattr(pallas_attention, "attend", attend)
         with caplog.at_level(logging.WARNING):
             assert attention.choose_attention("auto", "bfloat16", 64) == "xla"

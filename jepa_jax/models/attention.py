@@ -77,23 +77,28 @@ def pallas_works(head_dim: int) -> bool:
     """Whether the TPU kernel compiles here, and gives what XLA's attention gives, gradients too."""
     heads = 8
 
-    def fused(qkv: Array) -> Array:
-        return pallas_attention.attend((qkv.reshape(*qkv.shape[:2], -1),), heads)
+    def fused(qkv: Array, bias: Array) -> Array:
+        flat, bias = qkv.reshape(*qkv.shape[:2], -1), bias.reshape(-1)
+        given = flat + jax.lax.stop_gradient(bias)[None, None]
+        return pallas_attention.attend((given,), (bias,), heads)
 
-    def by_xla(qkv: Array) -> Array:
+    def by_xla(qkv: Array, bias: Array) -> Array:
+        qkv = qkv + bias[None, None]
         y = jax.nn.dot_product_attention(*(qkv[:, :, part] for part in range(3)))
         return y.reshape(*y.shape[:2], -1)
 
-    def run(attend: Callable[[Array], Array]) -> tuple[Array, Array]:
-        def loss(qkv: Array) -> tuple[Array, Array]:
-            y = attend(qkv)
+    def run(attend: Callable[[Array, Array], Array]) -> tuple[Array, ...]:
+        def loss(qkv: Array, bias: Array) -> tuple[Array, Array]:
+            y = attend(qkv, bias)
             return (y * weights).astype(jnp.float32).sum(), y
 
-        return jax.jit(jax.grad(loss, has_aux=True))(qkv)
+        gradients, y = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(qkv, bias)
+        return *gradients, y
 
     try:
         draw = functools.partial(jax.random.normal, dtype=jnp.bfloat16)
         qkv = draw(jax.random.key(0), (2, 50, 3, heads, head_dim))
+        bias = draw(jax.random.key(2), (3, heads, head_dim))
         weights = draw(jax.random.key(1), (2, 50, heads * head_dim))
         ours, others = run(fused), run(by_xla)
         off = max(

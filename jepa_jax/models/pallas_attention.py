@@ -28,6 +28,7 @@ LANES = 128
 ROOM = 14 * 2**20
 
 Arrays = tuple[Float[Array, "B _ _"], ...]
+Biases = tuple[Float[Array, " _"], ...]
 
 
 def runs_here(x: Float[Array, "B N D"]) -> bool:
@@ -48,33 +49,38 @@ def runs_here(x: Float[Array, "B N D"]) -> bool:
     return 2 * 7 * tokens * dim * x.dtype.itemsize + 4 * tokens**2 * 4 <= ROOM
 
 
-def attend_sharded(qkv: Arrays, heads: int) -> Float[Array, "B T D"]:
-    """`attend`, each chip to its own examples."""
-    spec = PartitionSpec(BATCH_AXES, None, "tensor")  # of size 1, but what is left out is summed
-    run = functools.partial(attend, heads=heads)
-    return jax.shard_map(run, in_specs=(spec,), out_specs=spec, check_vma=False)(qkv)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def attend(qkv: Arrays, heads: int) -> Float[Array, "B T D"]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def attend(qkv: Arrays, biases: Biases, heads: int) -> Float[Array, "B T D"]:
     """softmax(query key^T / sqrt(d)) value of each head, the softmax in float32.
 
-    On anything but a TPU the kernel is interpreted, which is slow: for tests.
+    With a mesh, each chip to its own examples. On anything but a TPU the kernel is interpreted,
+    which is slow: for tests.
 
     Args:
       qkv: one array [B, N, 3 * heads * d] of queries, keys and values; or queries
         [B, T, heads * d], and keys and values [B, S, 2 * heads * d].
+      biases: what has been added to each of these, for all tokens alike. Their gradients are the
+        sums of those of `qkv`, which the kernel has at hand: so they are given here, and `qkv` must
+        be made of them without a gradient (`jax.lax.stop_gradient`).
     """
+    del biases
     out = jax.ShapeDtypeStruct((*qkv[0].shape[:2], _width(qkv)), qkv[0].dtype)
     return _run("attention_forward", _forward, heads, qkv, (out,))[0]
 
 
-def _attend_fwd(qkv: Arrays, heads: int) -> tuple[Array, Arrays]:
-    return attend(qkv, heads), qkv
+def _attend_fwd(qkv: Arrays, biases: Biases, heads: int) -> tuple[Array, tuple[Arrays, Biases]]:
+    return attend(qkv, biases, heads), (qkv, biases)
 
 
-def _attend_bwd(heads: int, qkv: Arrays, d_out: Array) -> tuple[Arrays]:
-    return (_run("attention_backward", _backward, heads, (*qkv, d_out), qkv),)
+def _attend_bwd(heads: int, kept: tuple[Arrays, Biases], d_out: Array) -> tuple[Arrays, Biases]:
+    qkv, biases = kept
+    sums = [jax.ShapeDtypeStruct((len(x), 1, x.shape[2]), jnp.float32) for x in qkv]
+    made = _run("attention_backward", _backward, heads, (*qkv, d_out), (*qkv, *sums))
+    d_biases = (  # [B, 1, D] -> [D]
+        jnp.sum(x, axis=(0, 1)).astype(bias.dtype)
+        for x, bias in zip(made[len(qkv) :], biases, strict=True)
+    )
+    return made[: len(qkv)], tuple(d_biases)
 
 
 attend.defvjp(_attend_fwd, _attend_bwd)
@@ -88,31 +94,39 @@ def _width(qkv: Sequence[Any]) -> int:
 def _run(name: str, kernel: Any, heads: int, inputs: Arrays, outputs: Sequence[Any]) -> Arrays:
     """`kernel` for one example after the other, whose arrays lie in the chip's fast memory.
 
-    `outputs` have the shapes and types of what it gives.
+    `outputs` have the shapes and types of what it gives, for all examples.
     """
 
     def block(x: Any) -> pl.BlockSpec:
         return pl.BlockSpec((None, *x.shape[1:]), lambda example: (example, 0, 0))
 
     def call(*inputs: Array, interpret: bool) -> Arrays:
+        examples = len(inputs[0])  # of this chip
         made = pl.pallas_call(
             functools.partial(kernel, heads),
-            grid=(len(inputs[0]),),
+            grid=(examples,),
             in_specs=[block(x) for x in inputs],
             out_specs=[block(x) for x in outputs],
-            out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
+            out_shape=[jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype) for x in outputs],
             compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
             interpret=interpret,
             name=f"{name}_{heads}_heads",
         )(*inputs)
         return tuple(made)
 
-    made: Arrays = jax.lax.platform_dependent(
-        *inputs,
-        tpu=functools.partial(call, interpret=False),
-        default=functools.partial(call, interpret=True),
-    )
-    return made
+    def run(*inputs: Array) -> Arrays:
+        made: Arrays = jax.lax.platform_dependent(
+            *inputs,
+            tpu=functools.partial(call, interpret=False),
+            default=functools.partial(call, interpret=True),
+        )
+        return made
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return run(*inputs)
+    spec = PartitionSpec(BATCH_AXES)
+    return jax.shard_map(run, in_specs=spec, out_specs=spec, check_vma=False)(*inputs)
 
 
 def _forward(heads: int, *refs: Any) -> None:
@@ -129,8 +143,9 @@ def _forward(heads: int, *refs: Any) -> None:
 
 
 def _backward(heads: int, *refs: Any) -> None:
-    number = len(refs) // 2  # of arrays that hold queries, keys and values
-    qkv, d_out_ref, d_qkv = refs[:number], refs[number], refs[number + 1 :]
+    number = len(refs) // 3  # of arrays that hold queries, keys and values
+    qkv, d_out_ref, made = refs[:number], refs[number], refs[number + 1 :]
+    d_qkv, sums = made[:number], made[number:]
     width = _width(qkv)
     scale = (width // heads) ** -0.5
     query, key, value = _parts(qkv)
@@ -147,8 +162,9 @@ def _backward(heads: int, *refs: Any) -> None:
         d_s = (p * (d_p - (p * d_p).sum(axis=0, keepdims=True)) * scale).astype(q.dtype)
         d_key.add(window, _dot(d_s, q, 1, 0))
         d_query.add(window, only(_dot(d_s, k, 0, 0)))
-    for part in (d_query, d_key, d_value):
-        part.store()
+    totals = [total for total in sums for _ in range(total.shape[-1] // width)]  # of each part
+    for part, total in zip((d_query, d_key, d_value), totals, strict=True):
+        part.store(total)
 
 
 def _softmax(scores: Array, axis: int) -> tuple[Array, Array]:
@@ -195,10 +211,13 @@ class _Lanes:
             part = x[:, start - window.start : start - window.start + LANES]
             self.sums[start] = self.sums[start] + part if start in self.sums else part
 
-    def store(self) -> None:
+    def store(self, total_ref: Any = None) -> None:
+        """All that was added; and its sum over the tokens, [1, ...], in another array."""
         for start, x in self.sums.items():
-            first = self.first + start
-            self.ref[:, first : first + x.shape[1]] = x.astype(self.ref.dtype)
+            lanes = slice(self.first + start, self.first + start + x.shape[1])
+            self.ref[:, lanes] = x.astype(self.ref.dtype)
+            if total_ref is not None:
+                total_ref[:, lanes] = x.sum(axis=0, keepdims=True)
 
 
 def _parts(refs: Sequence[Any]) -> list[_Lanes]:

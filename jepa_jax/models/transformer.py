@@ -79,8 +79,12 @@ class QKV(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "B N D"], select: Select | None, *, flat: bool
-    ) -> tuple[Array, ...]:
-        """Arrays [B, n, parts, heads, d]; `flat`: [B, n, parts * heads * d]."""
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Arrays [B, n, parts, heads, d], and the bias in each.
+
+        `flat`: [B, n, parts * heads * d] and [parts * heads * d]; the arrays give the bias no
+        gradient, see `pallas_attention.attend`.
+        """
         dim = x.shape[-1]
         shape = (3, self.num_heads, dim // self.num_heads)
         kernel = self.param("kernel", nn.initializers.normal(self.init_std), (dim, *shape))
@@ -90,13 +94,15 @@ class QKV(nn.Module):
         def project(x: Array, parts: slice) -> Array:
             if flat:
                 y = x @ kernel[:, parts].reshape(dim, -1)
-                return shard(y + bias[parts].reshape(1, 1, -1))
+                return shard(y + jax.lax.stop_gradient(bias[parts]).reshape(1, 1, -1))
             y = jnp.einsum("bnd,dphk->bnphk", x, kernel[:, parts]) + bias[None, None, parts]
             return shard(y, None, None, "tensor")
 
-        if select is None:
-            return (project(x, slice(3)),)
-        return project(select(x), slice(1)), project(x, slice(1, 3))
+        wanted = [(x, slice(3))]
+        if select is not None:
+            wanted = [(select(x), slice(1)), (x, slice(1, 3))]
+        biases = tuple(bias[parts].reshape(-1) if flat else bias[parts] for _, parts in wanted)
+        return tuple(project(*one) for one in wanted), biases
 
 
 class Attention(nn.Module):
@@ -111,9 +117,10 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "B N D"], select: Select | None) -> Float[Array, "B Q D"]:
         project = QKV(self.num_heads, self.dtype, self.init_std, name="qkv")
         if self.attention == "pallas" and pallas_attention.runs_here(x):
-            y = pallas_attention.attend_sharded(project(x, select, flat=True), self.num_heads)
+            y = pallas_attention.attend(*project(x, select, flat=True), self.num_heads)
         else:
-            parts = [y[:, :, i] for y in project(x, select, flat=False) for i in range(y.shape[2])]
+            arrays, _ = project(x, select, flat=False)
+            parts = [y[:, :, i] for y in arrays for i in range(y.shape[2])]
             y = jax.nn.dot_product_attention(  # softmax in float32
                 *parts, implementation="cudnn" if self.attention == "cudnn" else "xla"
             )

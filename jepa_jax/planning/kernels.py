@@ -119,11 +119,12 @@ def _compile(topology: str, kernels: list[Kernel]) -> None:
         ]
 
         def forward(*qkv: jax.Array, heads: int = kernel.heads) -> jax.Array:
-            return attend(qkv, heads)
+            return attend(qkv, tuple(x[0, 0] for x in qkv), heads)
 
         def backward(*arrays: jax.Array, heads: int = kernel.heads) -> object:
             *qkv, d_out = arrays
-            return jax.vjp(lambda qkv: attend(qkv, heads), tuple(qkv))[1](d_out)
+            biases = tuple(x[0, 0] for x in qkv)
+            return jax.vjp(lambda *both: attend(*both, heads), tuple(qkv), biases)[1](d_out)
 
         jax.jit(forward if kernel.direction == "forward" else backward).lower(*arrays).compile()
 
