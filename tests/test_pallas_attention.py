@@ -171,7 +171,7 @@ def test_a_kernel_that_is_wrong_or_does_not_compile_is_said_and_not_used(
         raise NotImplementedError("no such chip")
 
     for attend, said in (
-        (wrong, "is off by 0.1"),
+        (wrong, "is off by 0.2"),  # forward and again in the pass back
         (without_biases, "is off by 1 "),
         (broken, "no such chip"),
     ):
