@@ -194,7 +194,6 @@ def test_case_12_the_process_ends_although_a_thread_hangs(tmp_path):
         + ["--workdir", str(tmp_path)]
         + [f"--config.{name}={value}" for name, value in fields.items()],
         cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -43,7 +43,6 @@ def start(workdir, *more_of_each, folders=(REPOSITORY, REPOSITORY)):
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4" + QUICK_COMPILER,
-        "PYTHONPATH": str(REPOSITORY),
     }
     command = [*as_module(), "jepa_jax.train", "--config", CONFIG, *FIELDS]
     return [

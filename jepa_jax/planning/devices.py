@@ -127,6 +127,6 @@ def _tpus(topology: str) -> tuple[Sequence[Any], str]:
     kind = devices[0].device_kind
     chips = {chip.device_kind: name for name, chip in CHIPS.items()}
     if kind not in chips or len({tuple(device.coords) for device in devices}) < len(devices):
-        known = ", ".join(name for name in ("v5e", "v5p", "v6e"))
+        known = "v5e, v5p, v6e"
         raise UserError(f"--topology {topology}: only chips that are one device each, {known}")
     return devices, chips[kind]
