@@ -150,6 +150,9 @@ def main() -> None:
         if not unknown.startswith("--config."):
             parser.error(f"unrecognized argument: {unknown}")
     topology = arguments.topology
+    chip = CHIPS.get(topology.partition(":")[0])
+    if chip is not None and chip.clock is None:
+        parser.error(f"--topology {topology}: XLA's GPU compiler makes no estimates")
     cases = [
         compiled(pathlib.Path(config).stem, config, overrides, topology, REPOSITORY)
         for config in arguments.config

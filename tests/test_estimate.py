@@ -110,6 +110,9 @@ def test_bad_arguments_get_one_line(monkeypatch, capsys):
     assert error.count("\n") == 1
     error = run_main(tpu_estimate, monkeypatch, capsys, *command, "--confg.a=1")
     assert "unrecognized argument: --confg.a=1" in error
+    command = ("--topology", "H100:8", "--config", "configs/fashion_mnist.py")
+    error = run_main(tpu_estimate, monkeypatch, capsys, *command)
+    assert "--topology H100:8: XLA's GPU compiler makes no estimates" in error
 
 
 def test_a_program_that_holds_no_estimates_is_said(monkeypatch, capsys):
