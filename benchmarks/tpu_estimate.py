@@ -10,6 +10,7 @@ for all configs. A compilation takes minutes of two cores. See jepa_jax/planning
 """
 
 import argparse
+import collections
 import contextlib
 import json
 import os
@@ -105,10 +106,14 @@ def table(cases: list[Case]) -> str:
 
 
 def longest(case: Case, number: int) -> str:
-    """The operations that take longest per step."""
+    """The operations that take longest per step; those of unrolled blocks are one, if alike."""
     clock = CHIPS[case.told["chip"]].clock
     assert clock is not None
-    found = sorted(case.operations, key=lambda one: -one.cycles * one.times)[:number]
+    times: collections.Counter[Estimate] = collections.Counter()
+    for one in case.operations:
+        times[one._replace(times=0)] += one.times
+    alike = [one._replace(times=n) for one, n in times.items()]
+    found = sorted(alike, key=lambda one: -one.cycles * one.times)[:number]
     lines = [
         f"{one.cycles * one.times / clock * 1e3:7.2f} ms  x {one.times:<3d} {one.group:<26}"
         f"{one.kind} {one.result} {one.source}"

@@ -15,7 +15,7 @@ from benchmarks import tpu_compile, tpu_estimate
 from jepa_jax.config import resolve
 from jepa_jax.planning import kernels, needs
 from jepa_jax.planning.chips import CHIPS
-from jepa_jax.planning.estimate import GROUPS, by_group, estimates, seconds
+from jepa_jax.planning.estimate import GROUPS, Estimate, by_group, estimates, seconds
 
 PROGRAM = (REPOSITORY / "tests" / "data" / "tpu_estimates.txt").read_text()
 # By hand from the file: 12 rounds of the target encoder's block, 5 of the predictor's, the rest.
@@ -89,6 +89,16 @@ def test_the_longest_operations_are_named_with_their_source(found):
     assert first.split()[:4] == ["28.67", "ms", "x", "12"]  # 12 * 3583745 / 1.5e9
     assert first.endswith("transformer/while/body/closed_call/Block/mlp/fc2/dot_general")
     assert "attention" in second
+
+
+def test_alike_operations_of_unrolled_blocks_are_listed_as_one():
+    block = Estimate(1_500_000, 1, "fusion", "", "jit(f)/jvp(M)/fc1/dot_general")
+    other = block._replace(cycles=2_000_000)
+    listed = tpu_estimate.longest(case([block, other, block]), 9).splitlines()[1:]
+    assert [line.split()[:4] for line in listed] == [
+        ["2.00", "ms", "x", "2"],
+        ["1.33", "ms", "x", "1"],
+    ]
 
 
 def run_main(module, monkeypatch, capsys, *arguments):
