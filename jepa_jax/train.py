@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 import argparse
 import logging
+import math
 import pathlib
 import sys
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from jepa_jax.data.stream import make_stream
 from jepa_jax.errors import PreemptedError, UserError
 from jepa_jax.evaluation.online import online_probes
 from jepa_jax.interop.hub import local_path
+from jepa_jax.models.pallas_attention import obstacle
 from jepa_jax.models.vision_transformer import make_encoder
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.planning.chips import CHIPS
@@ -53,6 +55,7 @@ from jepa_jax.training.loop import train
 from jepa_jax.training.outlook import outlook
 from jepa_jax.training.peers import leave
 from jepa_jax.training.processes import check_agreement, check_same_data, check_shared, join
+from jepa_jax.training.sharding import AXES, mesh_shape
 from jepa_jax.training.stalls import threads_at_work
 from jepa_jax.warm_start import read_weights, starting_from
 
@@ -89,17 +92,11 @@ def pretrain(
         log.info("%s", fact)
     for warning in known.warnings:
         log.warning("warning: %s", warning)
-    attention = make_encoder(config).attention
     log.info(
         "attention: %s in the encoder; blocks %s",
-        attention,
+        attention_of_encoder(config),
         "in a loop" if config.compute.scan_layers else "unrolled",
     )
-    if attention == "pallas" and jax.default_backend() != "tpu":
-        log.warning(
-            "warning: config.compute.attention = 'pallas': is for TPUs; here it is interpreted, "
-            "which is right and very slow; set it to 'auto'"
-        )
     probed = config.logging.knn_every_steps or config.logging.linear_every_steps
     online = online_probes(config, objective, source) if probed else None
     initialize = None
@@ -121,6 +118,26 @@ def pretrain(
             accept_changed_data=accept_changed_data,
             verify=verify,
         )
+
+
+def attention_of_encoder(config: Config) -> str:
+    """Which implementation encodes whole images, for people to read."""
+    attention = make_encoder(config).attention
+    if attention != "pallas":
+        return attention
+    mesh = mesh_shape(config.mesh, jax.device_count())
+    batch = config.batch_size // config.optimizer.accumulation_steps
+    tokens = math.prod(config.grid) + config.model.class_token
+    shape = (batch, tokens, config.model.embed_dim)
+    reason = obstacle(dict(zip(AXES, mesh, strict=True)), shape, config.compute.dtype)
+    if reason:
+        return f"xla, since the TPU kernel is not for this ({reason})"
+    if jax.default_backend() != "tpu":
+        log.warning(
+            "warning: config.compute.attention = 'pallas': is for TPUs; here it is interpreted, "
+            "which is right and very slow; set it to 'auto'"
+        )
+    return attention
 
 
 def read_configuration(

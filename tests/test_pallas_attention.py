@@ -228,3 +228,18 @@ def test_off_a_tpu_a_run_with_it_is_told_to_be_slow(tiny, tmp_path, monkeypatch,
         caplog.clear()
         train.pretrain(resolve(tiny), tmp_path)
         assert ("here it is interpreted" in caplog.text) == (attention_of_run == "pallas")
+
+
+def test_the_attention_that_is_logged_is_the_one_that_runs(tiny, monkeypatch):
+    """Not the one that was asked for, where the kernel is not for the run's arrays."""
+    tiny.compute.attention = "pallas"
+    assert train.attention_of_encoder(resolve(tiny)) == "pallas"
+    tiny.mesh.tensor = 2
+    said = "xla, since the TPU kernel is not for this (config.mesh.tensor = 2)"
+    assert train.attention_of_encoder(resolve(tiny)) == said
+    tiny.mesh.tensor = 1
+    monkeypatch.setattr(pallas_attention, "ROOM", 2**14)
+    said = (
+        "xla, since the TPU kernel is not for this (16 tokens of width 16 have no room on a chip)"
+    )
+    assert train.attention_of_encoder(resolve(tiny)) == said

@@ -19,6 +19,11 @@ log = logging.getLogger(__name__)
 Implementation = Literal["xla", "cudnn", "pallas"]
 
 
+def wants_fused(asked: str, dtype: Any) -> bool:
+    """Whether a fused implementation runs where there is one that works."""
+    return asked == "auto" and jnp.dtype(dtype) == jnp.bfloat16
+
+
 def choose_attention(asked: str, dtype: Any, head_dim: int) -> Implementation:
     """The implementation of attention that runs.
 
@@ -32,7 +37,7 @@ def choose_attention(asked: str, dtype: Any, head_dim: int) -> Implementation:
     """
     if asked == "pallas":
         return "pallas"
-    if asked == "auto" and jnp.dtype(dtype) == jnp.bfloat16:
+    if wants_fused(asked, dtype):
         backend = jax.default_backend()
         if backend == "gpu" and head_dim % 8 == 0 and head_dim <= 128:
             return "cudnn" if works_everywhere(cudnn_works, head_dim) else "xla"

@@ -11,7 +11,7 @@ nothing of size N x N is kept.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,21 +32,31 @@ Biases = tuple[Float[Array, " _"], ...]
 
 
 def runs_here(x: Float[Array, "B N D"]) -> bool:
-    """Whether the kernel is for tokens of this shape, which attend to each other.
+    """Whether the kernel is for these tokens, which attend to each other, in what is traced now.
 
     XLA can't divide a kernel among chips by itself. So it is for what is traced with a mesh, as a
-    training step is, whose axis over examples divides the batch (not one example, of which
-    parameters are made), without tensor parallelism; and where an example has room on the chip.
+    training step is, not for one example, of which parameters are made.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape["tensor"] > 1:
-        return False
-    if len(x) % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
-        return False
-    _, tokens, dim = x.shape
+    return not mesh.empty and obstacle(mesh.shape, x.shape, x.dtype) is None
+
+
+def obstacle(mesh: Mapping[str, int], shape: tuple[int, ...], dtype: Any) -> str | None:
+    """Why the kernel can't be for tokens of this shape, [B, N, D], on such a mesh; None if it can.
+
+    The mesh's axes over examples must divide the batch, without tensor parallelism; and an example
+    must have room on the chip.
+    """
+    batch, tokens, dim = shape
+    if mesh["tensor"] > 1:
+        return f"config.mesh.tensor = {mesh['tensor']}"
+    if batch % math.prod(mesh[axis] for axis in BATCH_AXES):
+        return f"{batch} examples can't be divided among the chips"
     # In the backward pass q, k, v, their gradients and the output's; each while the next example's
     # comes and the last one's goes. Scores in float32.
-    return 2 * 7 * tokens * dim * x.dtype.itemsize + 4 * tokens**2 * 4 <= ROOM
+    if 2 * 7 * tokens * dim * jnp.dtype(dtype).itemsize + 4 * tokens**2 * 4 > ROOM:
+        return f"{tokens} tokens of width {dim} have no room on a chip"
+    return None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -15,6 +15,7 @@ import numpy as np
 from jepa_jax.batch.spec import Shapes
 from jepa_jax.config import Config
 from jepa_jax.errors import UserError
+from jepa_jax.models.attention import wants_fused
 from jepa_jax.objectives.objective import Objective
 from jepa_jax.objectives.registry import make_objective
 from jepa_jax.planning.chips import CHIPS
@@ -28,7 +29,7 @@ from jepa_jax.training.setup import set_up
 def as_on_tpu(config: Config) -> Config:
     """With the attention that a TPU would choose, which isn't there to be asked."""
     compute = config.compute
-    if compute.attention != "auto" or compute.dtype != "bfloat16":
+    if not wants_fused(compute.attention, compute.dtype):
         return config
     return dataclasses.replace(config, compute=dataclasses.replace(compute, attention="pallas"))
 
