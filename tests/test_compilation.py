@@ -2,6 +2,8 @@
 
 import stat
 import threading
+import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,3 +92,32 @@ def test_a_gpu_is_left_alone_until_all_is_compiled(monkeypatch):
     threading.Timer(0.2, step.allowed.set).start()
     compiled = compile_ahead(step, jax.ShapeDtypeStruct((), jnp.float32), shapes_of_rank(2, 1, 3))
     assert all(future.done() for future in compiled)
+
+
+class Together:
+    """Like a jitted step, whose shapes compile only once all of them are being compiled."""
+
+    def __init__(self, shapes):
+        self.all_here = threading.Barrier(shapes)
+
+    def lower(self, state, batch):
+        self.shape = batch["x"].shape  # a second thread in here would overwrite it
+        time.sleep(0.01)
+        return Lowered(self.all_here, self.shape)
+
+
+class Lowered(NamedTuple):
+    all_here: threading.Barrier
+    shape: tuple[int, ...]
+
+    def compile(self):
+        self.all_here.wait(timeout=60)
+        return lambda: self.shape
+
+
+def test_on_a_tpu_all_shapes_compile_at_once(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    shapes = shapes_of_rank(2, 1, 3)
+    compiled = compile_ahead(Together(len(shapes)), None, shapes)
+    assert [one.result(timeout=60)() for one in compiled] == [(2, 2), (2,), (2, 2, 2)]
+    assert compile_ahead(Together(1), None, []) == []

@@ -4,6 +4,7 @@ import logging
 import os
 import pathlib
 import stat
+import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -57,7 +58,8 @@ def compile_ahead(
     """Starts to compile a jitted step for each shape of batch, in their order, in the background.
 
     Training can begin with the first. But on a GPU all are waited for, since its compiler tries
-    variants out on the device, which must do nothing else then.
+    variants out on the device, which must do nothing else then. On a TPU all are compiled at once:
+    its compiler works in one thread most of the time, and the machine has dozens of cores.
 
     Args:
       state: the step's first argument, or its shapes.
@@ -67,17 +69,23 @@ def compile_ahead(
       For each shape, the compiled step to be.
     """
 
+    lowering = threading.Lock()  # Python's own work, which side by side would only be slower
+
     def compile_one(batch: dict[str, jax.ShapeDtypeStruct]) -> Callable[..., Any]:
         start = time.monotonic()
-        compiled = step.lower(state, batch).compile()
+        with lowering:
+            lowered = step.lower(state, batch)
+        compiled = lowered.compile()
         described = ", ".join(f"{name} {list(x.shape)}" for name, x in batch.items())
         log.info("compiled the step for %s in %.1f s", described, time.monotonic() - start)
         return compiled
 
-    # One at a time: a compiler uses all cores by itself.
-    executor = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix=COMPILER)
+    backend = jax.default_backend()
+    # The CPU's compiler uses all cores by itself.
+    workers = max(len(shapes), 1) if backend == "tpu" else 1
+    executor = futures.ThreadPoolExecutor(max_workers=workers, thread_name_prefix=COMPILER)
     compiled = [executor.submit(compile_one, batch) for batch in shapes]
-    executor.shutdown(wait=jax.default_backend() == "gpu")
+    executor.shutdown(wait=backend == "gpu")
     return compiled
 
 
