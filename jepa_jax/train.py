@@ -97,6 +97,8 @@ def pretrain(
         attention_of_encoder(config),
         "in a loop" if config.compute.scan_layers else "unrolled",
     )
+    if config.compute.scan_layers and jax.default_backend() == "tpu":
+        log.info("--config.compute.scan_layers=False: faster on TPUs, and longer to compile")
     probed = config.logging.knn_every_steps or config.logging.linear_every_steps
     online = online_probes(config, objective, source) if probed else None
     initialize = None

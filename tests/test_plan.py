@@ -121,6 +121,14 @@ def test_the_table_says_it_all_in_lines_that_fit_a_terminal(data_parallel, fsdp)
     assert max(map(len, text.splitlines())) <= 120
 
 
+@pytest.mark.parametrize("loop", [True, False])
+def test_a_plan_for_tpus_says_that_unrolled_blocks_are_faster(data_parallel, loop):
+    text = table(data_parallel | {"compiler": "tpu", "scan_layers": loop})
+    assert ("--config.compute.scan_layers=False" in text) == loop
+    assert max(map(len, text.splitlines())) <= 120
+    assert "scan_layers" not in table(data_parallel)
+
+
 def test_what_does_not_fit_is_said():
     needs = plan(make_config(), jax.devices(), "v5e", num_images=IMAGES)
     assert needs["memory_per_device"]["fits"]

@@ -81,6 +81,7 @@ def plan(
         "mesh": dict(setup.mesh.shape),
         "batch_size": config.batch_size,
         "remat": config.compute.remat,
+        "scan_layers": config.compute.scan_layers,
         "steps": config.epochs * epoch_steps,
         "parameters": {name: _count(part) for name, part in state.params.items()},
         "state_bytes_per_device": _bytes_per_device(state),
@@ -220,6 +221,9 @@ def table(plan: dict[str, Any]) -> str:
         rows.append((f"  at {plan['mfu']:.0%} of the peak", f"{plan['run_hours_at_mfu']:.1f}"))
     if plan["compiler"] == "cpu":
         note = "the CPU's compiler widens bfloat16 and has no reduce-scatter: others need less"
+        rows.append(("note", note))
+    if plan["compiler"] == "tpu" and plan["scan_layers"]:
+        note = "faster by the estimate, longer to compile: --config.compute.scan_layers=False"
         rows.append(("note", note))
     if plan["compiler"] == "gpu":
         note = "matrix products by cuBLAS, attention by XLA; with cuDNN's there it needs less"
