@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
-from jepa_jax.models.transformer import LAYER_NORM_EPS, layer_norm
+from jepa_jax.models.transformer import LAYER_NORM_EPS, gelu, layer_norm
 
 
 def norm_by_hand(x, scale, bias, d_y):
@@ -28,11 +29,11 @@ def test_layer_norm_is_as_exact_as_its_output(dtype, offset):
     x = jnp.asarray(3 * (draw() + offset), jnp.float32)
     params = {"scale": jnp.asarray(draw()[0, 0]), "bias": jnp.asarray(draw()[0, 1])}
     d_y = jnp.asarray(draw(), dtype)
-    norm = layer_norm(dtype, LAYER_NORM_EPS, "norm")
+    layer = layer_norm(dtype, LAYER_NORM_EPS, "norm")
 
     @jax.jit
     def run(x, d_y):
-        y, backward = jax.vjp(lambda x: norm.apply({"params": params}, x), x)
+        y, backward = jax.vjp(lambda x: layer.apply({"params": params}, x), x)
         return y, *backward(d_y)
 
     y, d_x = run(x, d_y)
@@ -46,3 +47,20 @@ def test_layer_norm_is_as_exact_as_its_output(dtype, offset):
         y = y.astype(jnp.float32)
         np.testing.assert_allclose(y, expected, rtol=1.02 * half_a_step, atol=1e-3)
         np.testing.assert_allclose(d_x, d_expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
+def test_gelu_and_its_slope_are_those_of_float64(dtype, error):
+    given = jnp.asarray([*np.linspace(-12, 12, 4001), -1e15, 1e15], dtype)
+    value, slope = jax.jvp(gelu, (given,), (jnp.ones_like(given),))
+    assert value.dtype == slope.dtype == dtype
+    x = np.asarray(given, np.float64)
+    cdf, density = norm.cdf(x), norm.pdf(x)
+    np.testing.assert_allclose(np.float64(value), x * cdf, rtol=error, atol=error)
+    np.testing.assert_allclose(np.float64(slope), cdf + x * density, rtol=error, atol=error)
+
+
+def test_gelu_keeps_one_array_for_the_backward_pass():
+    _, backward = jax.vjp(gelu, jnp.ones((5, 7)))
+    kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape == (5, 7)]
+    assert len(kept) == 1

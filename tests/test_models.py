@@ -1,3 +1,5 @@
+"""The encoder and the predictor: their forward and backward passes."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +13,11 @@ from numpy_model import (
     pillow_resize,
     random_params,
 )
-from scipy.stats import norm
 
-from jepa_jax.config.sizes import vit_size
 from jepa_jax.models.patches import gather_tokens, patchify
 from jepa_jax.models.positions import sincos_positions
 from jepa_jax.models.predictor import Predictor
-from jepa_jax.models.transformer import Transformer, gelu
+from jepa_jax.models.transformer import Transformer
 from jepa_jax.models.vision_transformer import VisionTransformer
 
 GRID, PATCH, WIDTH, DEPTH, HEADS = (3, 4), 2, 16, 3, 2
@@ -65,87 +65,6 @@ def equations(jaxpr):
 
 def count(jaxpr, name):
     return sum(equation.primitive.name == name for equation in equations(jaxpr.jaxpr))
-
-
-# --- Sizes -----------------------------------------------------------------------------------
-
-
-def transformer_size(width, depth, hidden):
-    attention = 4 * width**2 + 4 * width  # qkv and proj, with biases
-    mlp = 2 * width * hidden + hidden + width
-    return depth * (attention + mlp + 4 * width) + 2 * width  # LayerNorms: two a block, one after
-
-
-@pytest.mark.parametrize("pixels", [224, 448])
-@pytest.mark.parametrize("patch", [14, 16])
-@pytest.mark.parametrize(
-    ("size", "width", "depth", "hidden", "predictor_depth"),
-    [
-        ("ti", 192, 12, 768, 6),
-        ("s", 384, 12, 1536, 6),
-        ("b", 768, 12, 3072, 6),
-        ("l", 1024, 24, 4096, 12),
-        ("h", 1280, 32, 5120, 12),
-        ("g", 1408, 40, 6144, 16),
-    ],
-)
-def test_all_published_sizes_have_their_shapes_and_numbers_of_parameters(
-    size, width, depth, hidden, predictor_depth, patch, pixels
-):
-    side = pixels // patch
-    encoder_fields, predictor_fields = vit_size(size)
-    encoder = VisionTransformer(grid=(side, side), patch_size=patch, **encoder_fields)
-    predictor = Predictor(grid=(side, side), output_dim=width, **predictor_fields)
-    image = jax.ShapeDtypeStruct((2, pixels, pixels, 3), jnp.float32)
-    context_index = jax.ShapeDtypeStruct((2, 60), jnp.int32)
-    target_index = jax.ShapeDtypeStruct((2, 4, 30), jnp.int32)
-
-    def init_with_output(image, context_index, target_index):
-        key = jax.random.key(0)
-        tokens, variables = encoder.init_with_output(key, image)
-        context = encoder.apply(variables, image, context_index)
-        prediction, predictor_variables = predictor.init_with_output(
-            key, context, context_index, target_index
-        )
-        return (tokens, context, prediction), (variables, predictor_variables)
-
-    outputs, variables = jax.eval_shape(init_with_output, image, context_index, target_index)
-    assert [x.shape for x in outputs] == [
-        (2, side * side, width),
-        (2, 60, width),
-        (2, 4, 30, width),
-    ]
-    counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in variables]
-    narrow = 384
-    assert counts == [
-        (3 * patch**2 + 1) * width + transformer_size(width, depth, hidden),
-        (width + 1) * narrow  # embed
-        + narrow  # the mask vector
-        + transformer_size(narrow, predictor_depth, 4 * narrow)
-        + (narrow + 1) * width,  # proj
-    ]
-
-
-@pytest.mark.parametrize(
-    ("size", "patch", "with_class_token_and_positions"),
-    [  # timm's counts at 224 pixels without the classification head
-        ("ti", 16, 5_524_416),
-        ("s", 16, 21_665_664),
-        ("b", 16, 85_798_656),
-        ("l", 16, 303_301_632),
-        ("h", 14, 630_764_800),
-    ],
-)
-def test_encoders_have_the_literature_s_numbers_of_parameters(
-    size, patch, with_class_token_and_positions
-):
-    fields, _ = vit_size(size)
-    side = 224 // patch
-    encoder = VisionTransformer(grid=(side, side), patch_size=patch, **fields)
-    shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3))))
-    class_token_and_positions = (1 + 1 + side**2) * fields["embed_dim"]
-    expected = with_class_token_and_positions - class_token_and_positions
-    assert sum(x.size for x in jax.tree.leaves(shapes)) == expected
 
 
 # --- The forward pass ------------------------------------------------------------------------
@@ -293,23 +212,6 @@ def test_a_selection_s_output_is_that_of_all_tokens_then_selected(scan_layers, r
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max()),
         *results,
     )
-
-
-@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
-def test_gelu_and_its_slope_are_those_of_float64(dtype, error):
-    given = jnp.asarray([*np.linspace(-12, 12, 4001), -1e15, 1e15], dtype)
-    value, slope = jax.jvp(gelu, (given,), (jnp.ones_like(given),))
-    assert value.dtype == slope.dtype == dtype
-    x = np.asarray(given, np.float64)
-    cdf, density = norm.cdf(x), norm.pdf(x)
-    np.testing.assert_allclose(np.float64(value), x * cdf, rtol=error, atol=error)
-    np.testing.assert_allclose(np.float64(slope), cdf + x * density, rtol=error, atol=error)
-
-
-def test_gelu_keeps_one_array_for_the_backward_pass():
-    _, backward = jax.vjp(gelu, jnp.ones((5, 7)))
-    kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape == (5, 7)]
-    assert len(kept) == 1
 
 
 def test_blocks_are_a_loop_only_if_asked(params, images):
