@@ -41,8 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.compute = {
         "dtype": "bfloat16",
-        # What the published 16 devices need for 128 images each; where there is room, "none" is
-        # faster.
+        # Fits 16 devices with 128 images each, as published. Where there is room, "none" is faster;
+        # see docs/pods.md.
         "remat": "dots",
     }
     config.mesh = {"fsdp": 8}  # the GPUs of a host; see benchmarks/PLAN.md for what fits where
