@@ -4,7 +4,8 @@
         --config.data.path=/data/imagenet
 
 with /data/imagenet/train/CLASS/*.JPEG and /data/imagenet/val/CLASS/*.JPEG. What it needs, before
-any of it exists: `--plan --topology v5e:16x16` in place of `--workdir DIR`.
+any of it exists: `--plan --topology v5e:16x16` in place of `--workdir DIR`. What makes it faster on
+TPUs: docs/pods.md.
 
 The numbers, here and in the defaults of the optimizer, the masks and the moving average, are those
 that the reference ran with; the paper's text says 15 warm-up epochs, a start at 1e-4 and a linear
@@ -41,8 +42,8 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.compute = {
         "dtype": "bfloat16",
-        # Fits 16 devices with 128 images each, as published. Where there is room, "none" is faster;
-        # see docs/pods.md.
+        # About as fast as "none" by the TPU compiler's estimates, in half of the memory, while blocks
+        # run in a loop; unrolled, "none" is faster. See docs/pods.md and benchmarks/PLAN.md.
         "remat": "dots",
     }
     config.mesh = {"fsdp": 8}  # the GPUs of a host; see benchmarks/PLAN.md for what fits where
