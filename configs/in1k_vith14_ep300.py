@@ -42,8 +42,8 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.compute = {
         "dtype": "bfloat16",
-        # About as fast as "none" by the TPU compiler's estimates, in half of the memory, while blocks
-        # run in a loop; unrolled, "none" is faster. See docs/pods.md and benchmarks/PLAN.md.
+        # About as fast as "none" by the TPU compiler's estimates, in half of the memory, as long as
+        # blocks run in a loop; unrolled, "none" is faster. See docs/pods.md and benchmarks/PLAN.md.
         "remat": "dots",
     }
     config.mesh = {"fsdp": 8}  # the GPUs of a host; see benchmarks/PLAN.md for what fits where
