@@ -59,7 +59,7 @@ def compile_ahead(
 
     Training can begin with the first. But on a GPU all are waited for, since its compiler tries
     variants out on the device, which must do nothing else then. On a TPU all are compiled at once:
-    its compiler works in one thread most of the time, and the machine has dozens of cores.
+    its compiler does half of its work in one thread, and the machine has dozens of cores.
 
     Args:
       state: the step's first argument, or its shapes.
