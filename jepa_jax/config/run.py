@@ -50,7 +50,8 @@ class ComputeConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products; parameters: float32
     # What the backward pass recomputes: nothing, all but matrix products, everything in a block.
     remat: Literal["none", "dots", "full"] = "none"
-    scan_layers: bool = True  # one compiled block in a loop (fast compile); False: unrolled
+    # One compiled block in a loop, which compiles fast; False: unrolled, which runs faster on TPUs.
+    scan_layers: bool = True
     # "auto": a fused one where it works, in bfloat16: cuDNN's on GPUs, on TPUs a kernel of ours,
     # "pallas"; elsewhere "xla".
     attention: Literal["auto", "xla", "pallas"] = "auto"
