@@ -27,15 +27,7 @@ from jepa_jax.config import MaskConfig
 from jepa_jax.data.masks import MaskSampler
 
 GRID, BATCH, STEPS, ROUNDS = (14, 14), 128, 40, 5
-MASKS = MaskConfig(
-    context_tokens=51,
-    context_scale=(0.85, 1.0),
-    num_targets=4,
-    target_scale=(0.15, 0.2),
-    target_aspect_ratio=(0.75, 1.5),
-    allow_overlap=False,
-    published=False,
-)
+MASKS = MaskConfig(context_tokens=51)  # the rest is the paper's by default
 BLOCKS = MultiBlock(MASKS, GRID)
 
 

@@ -79,7 +79,7 @@ def rewritten(text: str, number: str, line: str) -> str:
     Raises:
       ValueError: there is not one such row.
     """
-    text, replaced = re.subn(rf"^\| {number}\*? \|.*$", lambda _: line, text, flags=re.MULTILINE)
+    text, replaced = re.subn(rf"^\| {number} \|.*$", lambda _: line, text, flags=re.MULTILINE)
     if replaced != 1:
         raise ValueError(f"{PLAN.name}: {replaced} rows have the number {number}")
     return text

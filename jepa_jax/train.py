@@ -92,13 +92,23 @@ def pretrain(
         log.info("%s", fact)
     for warning in known.warnings:
         log.warning("warning: %s", warning)
+    attention = attention_of_encoder(config)
     log.info(
         "attention: %s in the encoder; blocks %s",
-        attention_of_encoder(config),
+        attention,
         "in a loop" if config.compute.scan_layers else "unrolled",
     )
-    if config.compute.scan_layers and jax.default_backend() == "tpu":
-        log.info("--config.compute.scan_layers=False: faster on TPUs, and longer to compile")
+    on_tpu = jax.default_backend() == "tpu"
+    if attention == "pallas" and not on_tpu:
+        log.warning(
+            "warning: config.compute.attention = 'pallas': is for TPUs; here it is interpreted, "
+            "which is right and very slow; set it to 'auto'"
+        )
+    if config.compute.scan_layers and on_tpu:
+        log.info(
+            "--config.compute.scan_layers=False: faster by the TPU compiler's estimates, and "
+            "longer to compile"
+        )
     probed = config.logging.knn_every_steps or config.logging.linear_every_steps
     online = online_probes(config, objective, source) if probed else None
     initialize = None
@@ -132,14 +142,7 @@ def attention_of_encoder(config: Config) -> str:
     tokens = math.prod(config.grid) + config.model.class_token
     shape = (batch, tokens, config.model.embed_dim)
     reason = obstacle(dict(zip(AXES, mesh, strict=True)), shape, config.compute.dtype)
-    if reason:
-        return f"xla, since the TPU kernel is not for this ({reason})"
-    if jax.default_backend() != "tpu":
-        log.warning(
-            "warning: config.compute.attention = 'pallas': is for TPUs; here it is interpreted, "
-            "which is right and very slow; set it to 'auto'"
-        )
-    return attention
+    return f"xla, since the TPU kernel is not for this ({reason})" if reason else attention
 
 
 def read_configuration(

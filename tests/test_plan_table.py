@@ -62,7 +62,7 @@ def test_every_row_of_the_file_has_its_command_and_the_other_way_round():
 def test_only_the_rows_asked_for_are_rewritten_and_one_that_fails_stays(
     tmp_path, monkeypatch, capsys
 ):
-    kept = "| 2* | old |"
+    kept = "| 2 | old |"
     text = f"| 1 | old |\n{kept}\n| 3 | old |\n\n- 1: `--config a/vitb.py`\n- 2: `--config b.py`\n"
     file = tmp_path / "PLAN.md"
     file.write_text(text)

@@ -50,7 +50,8 @@ class ComputeConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products; parameters: float32
     # What the backward pass recomputes: nothing, all but matrix products, everything in a block.
     remat: Literal["none", "dots", "full"] = "none"
-    # One compiled block in a loop, which compiles fast; False: unrolled, which runs faster on TPUs.
+    # One compiled block in a loop, which compiles fast; False: unrolled, faster on TPUs by their
+    # compiler's estimates.
     scan_layers: bool = True
     # "auto": a fused one where it works, in bfloat16: cuDNN's on GPUs, on TPUs a kernel of ours,
     # "pallas"; elsewhere "xla".
